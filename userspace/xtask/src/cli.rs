@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The command line, as types. The Makefile's targets map onto these one to one.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::kernel::Flavour;
+
+/// Builds the kernels and the module of barbuf and runs its tests in virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "xtask", bin_name = "make")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot the stock kernel, load the module, show what it exports
+    Demo(DemoArgs),
+    /// Run every test: on the host, then on each kernel
+    Test(TestArgs),
+    /// An interactive guest with the module at hand
+    Shell(ShellArgs),
+    /// Build the module
+    Modules(ModulesArgs),
+    /// Make a kernel ready and print where it lies
+    Kernel(KernelArgs),
+    /// Check style and lints
+    Lint,
+    /// Format the Rust sources
+    Fmt,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// The topology to boot
+    #[arg(long)]
+    pub(crate) topology: Option<String>,
+    /// Keep the guest's files
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Make guest time count guest instructions
+    #[arg(long)]
+    pub(crate) icount: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// The kernels to test on
+    #[arg(long, value_enum, default_value_t = KernelChoice::All)]
+    pub(crate) kernel: KernelChoice,
+    /// Run only tests whose full name (`suite::test`) contains this
+    #[arg(long)]
+    pub(crate) filter: Option<String>,
+    /// Run only tests of this topology
+    #[arg(long)]
+    pub(crate) topology: Option<String>,
+    /// Keep the guests' files
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Write the results as JSON into a file, or to standard output for `-`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Make guest time count guest instructions
+    #[arg(long)]
+    pub(crate) icount: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShellArgs {
+    /// The kernel to boot
+    #[arg(long, value_enum, default_value_t = Flavour::Stock)]
+    pub(crate) kernel: Flavour,
+    /// The topology to boot
+    #[arg(long)]
+    pub(crate) topology: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModulesArgs {
+    /// The kernel to build for
+    #[arg(long, value_enum, default_value_t = Flavour::Stock)]
+    pub(crate) kernel: Flavour,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KernelArgs {
+    /// The kernel to make ready
+    #[arg(long, value_enum, default_value_t = Flavour::Stock)]
+    pub(crate) flavour: Flavour,
+}
+
+/// Which kernels `test` runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelChoice {
+    Stock,
+    Debug,
+    All,
+}
+
+impl KernelChoice {
+    /// The kernels in the order in which they are tested.
+    pub(crate) fn flavours(self) -> &'static [Flavour] {
+        match self {
+            KernelChoice::Stock => &[Flavour::Stock],
+            KernelChoice::Debug => &[Flavour::Debug],
+            KernelChoice::All => &[Flavour::Stock, Flavour::Debug],
+        }
+    }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The results of a test run: a line per test as it ends, the closing count, JSON for programs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::ctx::Ctx;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// One test that ran, or was skipped for a reason that `detail` names.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct TestResult {
+    /// Where it ran: `host`, `stock`, `debug` or `base`.
+    pub(crate) place: String,
+    /// `suite::test`.
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+    /// None where the harness tells no time per test.
+    #[serde(rename = "seconds", serialize_with = "seconds")]
+    pub(crate) time: Option<Duration>,
+    /// Why it failed or was skipped; where the log lies.
+    pub(crate) detail: Option<String>,
+}
+
+fn seconds<S: serde::Serializer>(
+    time: &Option<Duration>,
+    out: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    time.map(|t| t.as_secs_f64()).serialize(out)
+}
+
+/// How many tests ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Tally {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) skipped: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Report<'a> {
+    ctx: &'a Ctx,
+    json: Option<PathBuf>,
+    results: Vec<TestResult>,
+}
+
+impl<'a> Report<'a> {
+    pub(crate) fn new(ctx: &'a Ctx, json: &Option<PathBuf>) -> Self {
+        Report {
+            ctx,
+            json: json.clone(),
+            results: Vec::new(),
+        }
+    }
+
+    /// Records a test that has ended and prints its line.
+    pub(crate) fn add(&mut self, result: TestResult) {
+        let word = match result.outcome {
+            Outcome::Passed => "ok  ",
+            Outcome::Failed => "FAIL",
+            Outcome::Skipped => "skip",
+        };
+        let time = result
+            .time
+            .map_or(String::new(), |t| format!("  {:.2} s", t.as_secs_f64()));
+        self.ctx.ui.line(&format!(
+            "{word}  {:<5} {}{time}",
+            result.place, result.name
+        ));
+        if let (Some(detail), true) = (&result.detail, result.outcome != Outcome::Passed) {
+            for line in detail.lines() {
+                self.ctx.ui.line(&format!("        {line}"));
+            }
+        }
+        self.results.push(result);
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        let count = |outcome| self.results.iter().filter(|r| r.outcome == outcome).count();
+        Tally {
+            passed: count(Outcome::Passed),
+            failed: count(Outcome::Failed),
+            skipped: count(Outcome::Skipped),
+        }
+    }
+
+    /// Writes the JSON that was asked for and the closing line.
+    pub(crate) fn finish(self) -> Result<ExitCode> {
+        let tally = self.tally();
+        if let Some(path) = &self.json {
+            let json = serde_json::to_string_pretty(&serde_json::json!({
+                "passed": tally.passed,
+                "failed": tally.failed,
+                "skipped": tally.skipped,
+                "tests": self.results,
+            }))?;
+            if path == Path::new("-") {
+                println!("{json}");
+            } else {
+                fs::write(path, json + "\n")
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+            }
+        }
+        println!(
+            "{} passed, {} failed, {} skipped",
+            tally.passed, tally.failed, tally.skipped
+        );
+        Ok(if tally.failed == 0 && tally.passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
