@@ -66,17 +66,26 @@ pub fn check_fixed(claims: &[Claim], reserved: &[Range], wanted: &Claim) -> Resu
     if reserved.iter().any(|range| range.overlaps(wanted.range)) {
         return Err(Errno::EBUSY);
     }
-    // Claims that start behind the wanted bytes can't overlap them. Of those in front any can:
-    // shared claims nest.
-    let in_reach = claims
-        .iter()
-        .take_while(|claim| claim.range.start() < wanted.range.end());
-    for claim in in_reach {
-        if !claim.compatible(wanted) {
-            return Err(Errno::EBUSY);
-        }
+    if !in_reach(claims, wanted.range).all(|claim| claim.compatible(wanted)) {
+        return Err(Errno::EBUSY);
     }
     Ok(())
+}
+
+/// Whether nobody holds a byte of `range`. `claims` is sorted by start.
+///
+/// Memory that is to be filled with zero must be free even if all its holders share it: they would
+/// lose their data.
+pub fn is_free(claims: &[Claim], range: Range) -> bool {
+    !in_reach(claims, range).any(|claim| claim.range.overlaps(range))
+}
+
+/// The claims that can overlap `range`: those that start behind it can't. Of those in front any
+/// can, since shared claims nest.
+fn in_reach(claims: &[Claim], range: Range) -> impl Iterator<Item = &Claim> {
+    claims
+        .iter()
+        .take_while(move |claim| claim.range.start() < range.end())
 }
 
 /// Where to insert `claim` so that `claims` stays sorted by start: behind those with the same

@@ -18,6 +18,8 @@ pub enum Errno {
     EPERM = 1,
     /// The struct is longer than this kernel knows, and the part that it does not know is not zero.
     E2BIG = 7,
+    /// Not now: a reset is in flight, and the importer is told when to ask again.
+    EAGAIN = 11,
     /// The buffer does not grant the access asked for.
     EACCES = 13,
     /// A user pointer can't be read or written.

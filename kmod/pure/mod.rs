@@ -25,9 +25,16 @@
     clippy::unwrap_used
 )]
 
+pub mod address;
 pub mod alloc;
+pub mod btf;
 pub mod errno;
+pub mod exclude;
+pub mod export;
 pub mod mode;
 pub mod order;
 pub mod order_kunit;
+pub mod pagemap;
 pub mod range;
+pub mod size_first;
+pub mod state;

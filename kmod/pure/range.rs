@@ -34,6 +34,12 @@ pub struct Range {
 }
 
 impl Range {
+    /// The first page, for slots of an array that are not in use.
+    pub(super) const PAGE_0: Range = Range {
+        start: 0,
+        len: PAGE_SIZE,
+    };
+
     /// A range of `len` bytes from byte `start` on.
     ///
     /// # Errors
