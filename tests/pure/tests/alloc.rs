@@ -215,6 +215,12 @@ proptest! {
                     || (claim.cache, claim.backing) != (wanted.cache, wanted.backing)
             });
         }
+        let held = claims.iter().any(|claim| {
+            (wanted.range.start()..wanted.range.end())
+                .step_by(4096)
+                .any(|at| claim.range.contains(at))
+        });
+        prop_assert_eq!(alloc::is_free(&claims, wanted.range), !held);
         prop_assert_eq!(
             alloc::check_fixed(&claims, &reserved, &wanted),
             if busy { Err(Errno::EBUSY) } else { Ok(()) }

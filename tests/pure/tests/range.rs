@@ -59,6 +59,14 @@ fn constructor() {
 }
 
 #[test]
+fn every_bit_of_an_address_in_a_page_counts() {
+    for bit in 0..64 {
+        assert_eq!(range::page_aligned(1 << bit), bit >= 12, "bit {bit}");
+    }
+    assert!(range::page_aligned(0));
+}
+
+#[test]
 fn the_number_of_ranges_is_limited() {
     let pages: Vec<Range> = (0..65)
         .map(|page| Range::new(page * 2 * PAGE_SIZE, PAGE_SIZE).unwrap())
