@@ -90,6 +90,7 @@ fn kernel() -> Writer {
     let long = btf.add(1, "unsigned long", 0, 8, &[64]);
     let pointer = btf.add(2, "", 0, 0, &[]);
     let array = btf.add(3, "", 0, 0, &[long, long, 18]);
+    let matrix = btf.add(3, "", 0, 0, &[array, long, 3]);
     let union = btf.add(5, "", 2, 8, &[0, long, 0, 0, pointer, 0]);
     btf.add(6, "memory_type", 2, 4, &[0, 1, 0, 2]);
     let forward = btf.add(7, "dev_pagemap_ops", 0, 0, &[]);
@@ -123,6 +124,9 @@ fn kernel() -> Writer {
         ("void", 0, 448),
         ("crooked", long, 449),
         ("forward", forward, 512),
+        ("matrix", matrix, 576),
+        // Beyond 2 MiB, where a struct with bit fields would keep their width.
+        ("far", pointer, 1 << 24),
     ];
     btf.add_struct("all", 1024, &all);
     btf
@@ -183,7 +187,7 @@ fn a_private_pagemap_that_is_another() {
 fn members_of_every_kind() {
     let data = kernel().finish();
     let all = Btf::parse(&data).unwrap().find_struct("all").unwrap();
-    assert_eq!((all.size(), all.members()), (1024, 10));
+    assert_eq!((all.size(), all.members()), (1024, 12));
     let member = |name, offset, size| {
         assert_eq!(all.member(name), Ok(Member { offset, size }), "{name}");
     };
@@ -195,6 +199,8 @@ fn members_of_every_kind() {
     member("restrict", 48, Some(8));
     member("void", 56, None);
     member("forward", 64, None);
+    member("matrix", 72, Some(432));
+    member("far", 2 << 20, Some(8));
     assert_eq!(all.member("crooked"), Err(Error::BitField));
     assert_eq!(all.member("point"), Err(Error::NotFound));
     assert_eq!(all.member("pointers"), Err(Error::NotFound));

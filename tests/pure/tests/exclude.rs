@@ -212,6 +212,33 @@ fn three_cuts_make_four_regions() {
     assert_eq!(pages(&division.regions), [(0, 1), (2, 4), (6, 9), (10, 12)]);
 }
 
+/// Whatever the order in which they are known, cuts that touch or overlap are one.
+#[test]
+fn a_chain_of_cuts_is_one() {
+    let page = |first, pages| registers(2, first * PAGE_SIZE, pages * PAGE_SIZE);
+    let chain = [page(2, 2), page(3, 3), page(6, 1)];
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let function = Function {
+            header_type: 0,
+            registers: order.map(|index| chain[index]),
+        };
+        let bar = Bar {
+            len: 8 * PAGE_SIZE,
+            ..BAR
+        };
+        let division = exclude::divide(&function, &bar).unwrap();
+        let one = Range::new(2 * PAGE_SIZE, 5 * PAGE_SIZE).unwrap();
+        assert_eq!(division.excluded.as_slice(), [one], "{order:?}");
+    }
+}
+
 #[test]
 fn doorbells_of_a_controller_that_nobody_asked() {
     // The widest stride and the most queues: nothing of a BAR up to 16 GiB is left.
