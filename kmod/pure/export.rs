@@ -86,6 +86,15 @@ impl OpenFlags {
         })
     }
 
+    /// What `get_unused_fd_flags()` takes: `O_CLOEXEC` or nothing.
+    pub const fn fd_flags(self) -> u32 {
+        if self.cloexec {
+            Self::CLOEXEC
+        } else {
+            0
+        }
+    }
+
     /// The access mode alone, as `fcntl(F_GETFL)` gives it: `O_RDONLY` or `O_RDWR`.
     pub const fn access_bits(self) -> u32 {
         if self.writable {

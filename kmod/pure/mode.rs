@@ -38,6 +38,14 @@ impl Cache {
         // CAST: The enum is `repr(u32)`, so the cast keeps the value.
         self as u32
     }
+
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Cache::Uncached => "uc",
+            Cache::WriteCombining => "wc",
+        }
+    }
 }
 
 /// What stands behind a mapping.
@@ -64,5 +72,12 @@ impl Backing {
     pub const fn to_uapi(self) -> u32 {
         // CAST: The enum is `repr(u32)`, so the cast keeps the value.
         self as u32
+    }
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Backing::Pfn => "pfn",
+            Backing::Page => "page",
+        }
     }
 }

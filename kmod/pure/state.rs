@@ -39,6 +39,15 @@ pub enum State {
 }
 
 impl State {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Live => "live",
+            State::Suspended => "suspended",
+            State::Revoked => "revoked",
+        }
+    }
+
     /// The number that user space knows.
     pub const fn to_uapi(self) -> u32 {
         // CAST: The enum is `repr(u32)`, so the cast keeps the value.

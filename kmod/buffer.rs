@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffers: one export, one dma-buf, of one or more ranges of one region.
+//!
+//! A buffer's memory sits behind a [`Gate`]. Whoever uses it, a fault for example, enters; who
+//! revokes closes. Closing waits for those inside, so that afterwards no new page table entry can
+//! appear, and what is there is zapped. Only then [`Live`] is dropped, which gives the bytes back,
+//! in the order of its fields.
+
+use crate::{
+    ext::{
+        dmabuf::{
+            self,
+            DmaBuf, //
+        },
+        eventfd::EventFd,
+        gate::Gate,
+        memtype::WriteCombining,
+        pagemap::Hold,
+        pool::{
+            PoolPages,
+            PoolRange, //
+        },
+        trace,
+        vma::{
+            Folio,
+            NewVma, //
+        }, //
+    },
+    map::Mapping,
+    node::Ticket,
+    provider::{
+        Provider,
+        Reservation, //
+    },
+    pure::{
+        export::Export,
+        order::PageOrder,
+        range::Range,
+        state::{
+            Event,
+            Life,
+            Outcome, //
+        }, //
+    },
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc,
+        ArcBorrow,
+        Mutex, //
+    },
+};
+
+/// What stands behind a buffer's bytes.
+pub(crate) enum Memory {
+    /// Nothing but addresses.
+    Frames,
+    /// Folios, for each range.
+    Folios(KVec<Hold>),
+    /// Bytes from a pool, used without their pages.
+    Pool(#[expect(dead_code, reason = "held until dropped")] PoolRange),
+    /// Pages from a pool.
+    PoolPages(PoolPages),
+}
+
+impl Memory {
+    /// The folio that begins at `physical`; `None` without struct pages.
+    pub(crate) fn folio(&self, physical: u64) -> Option<&Folio> {
+        match self {
+            Memory::Frames | Memory::Pool(_) => None,
+            Memory::Folios(holds) => holds.iter().find_map(|hold| hold.folio(physical)),
+            Memory::PoolPages(pages) => pages.folio(physical),
+        }
+    }
+
+    /// Whether mappings consist of folios.
+    pub(crate) fn has_folios(&self) -> bool {
+        matches!(self, Memory::Folios(_) | Memory::PoolPages(_))
+    }
+}
+
+/// What a buffer owns until it is revoked. Dropped from top to bottom: first the references to
+/// pages, then the cache mode, and last the claim that keeps others away.
+pub(crate) struct Live {
+    /// What stands behind the bytes.
+    pub(crate) memory: Memory,
+    /// The cache mode of its addresses.
+    pub(crate) _write_combining: KVec<WriteCombining>,
+    /// None for pools, which keep their own books.
+    pub(crate) _reservation: Option<Reservation>,
+}
+
+/// What has happened to a buffer, for QUERY and debugfs.
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// Leaves that faults have inserted, by order: 4 KiB, 2 MiB, 1 GiB.
+    leaves: [Counter; 3],
+    /// Faults that were served.
+    pub(crate) faults: Counter,
+    /// VMAs.
+    pub(crate) mappings: Counter,
+    /// The address space that they take, in bytes.
+    pub(crate) mapped_bytes: Counter,
+}
+
+impl Counters {
+    /// The counter of one order.
+    pub(crate) fn leaves(&self, order: PageOrder) -> &Counter {
+        let [small, medium, large] = &self.leaves;
+        match order {
+            PageOrder::Page4K => small,
+            PageOrder::Pmd => medium,
+            PageOrder::Pud => large,
+        }
+    }
+}
+
+/// A number that several CPUs change.
+pub(crate) struct Counter(Atomic<i64>);
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self(Atomic::new(0))
+    }
+}
+
+impl Counter {
+    /// Adds `n`, which may be negative.
+    pub(crate) fn add(&self, n: i64) {
+        self.0.add(n, Relaxed);
+    }
+
+    /// The value; 0 if it is negative for a moment.
+    pub(crate) fn get(&self) -> u64 {
+        u64::try_from(self.0.load(Relaxed)).unwrap_or(0)
+    }
+}
+
+/// One export.
+#[pin_data]
+pub(crate) struct Buffer {
+    /// Whose memory it is.
+    pub(crate) provider: Arc<Provider>,
+    /// The region's index.
+    pub(crate) region: u32,
+    /// The physical address of the region's first byte.
+    pub(crate) base: u64,
+    /// Its bytes, in the region.
+    pub(crate) ranges: KVec<Range>,
+    /// How many bytes those are.
+    pub(crate) size: u64,
+    /// What was asked for.
+    pub(crate) terms: Export,
+    /// The largest leaf of its mappings; with folios, the only one.
+    pub(crate) order: PageOrder,
+    /// Where the provider's node maps it.
+    pub(crate) cookie: u64,
+    /// What has happened to it.
+    pub(crate) counters: Counters,
+    /// Its memory.
+    #[pin]
+    pub(crate) gate: Gate<Live>,
+    eventfd: Option<EventFd>,
+    /// Counts against the limits.
+    pub(crate) ticket: Ticket,
+    /// [`Life`] as bits; written under `teardown`.
+    life: Atomic<u64>,
+    /// `st_ino` of the dma-buf, 0 until there is one.
+    id: Atomic<u64>,
+    #[pin]
+    weak: dmabuf::Weak,
+    /// Held while the buffer is taken apart.
+    #[pin]
+    teardown: Mutex<()>,
+}
+
+/// The parts of a [`Buffer`] that its maker chooses.
+pub(crate) struct Plan {
+    pub(crate) provider: Arc<Provider>,
+    pub(crate) region: u32,
+    pub(crate) base: u64,
+    pub(crate) ranges: KVec<Range>,
+    pub(crate) size: u64,
+    pub(crate) terms: Export,
+    pub(crate) order: PageOrder,
+    pub(crate) cookie: u64,
+    pub(crate) live: Live,
+    pub(crate) eventfd: Option<EventFd>,
+    pub(crate) ticket: Ticket,
+}
+
+impl Buffer {
+    /// Makes a buffer and its dma-buf. Nobody can see either yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `ENFILE`
+    pub(crate) fn new(plan: Plan) -> Result<DmaBuf<Self>> {
+        let folios = plan.live.memory.has_folios();
+        let access = plan.terms.open.access_bits();
+        let size = plan.size;
+        let buffer = Arc::pin_init(
+            try_pin_init!(Self {
+                provider: plan.provider,
+                region: plan.region,
+                base: plan.base,
+                ranges: plan.ranges,
+                size,
+                terms: plan.terms,
+                order: plan.order,
+                cookie: plan.cookie,
+                counters: Counters::default(),
+                gate <- Gate::new(plan.live),
+                eventfd: plan.eventfd,
+                ticket: plan.ticket,
+                life: Atomic::new(Life::new().to_bits()),
+                id: Atomic::new(0),
+                weak <- dmabuf::Weak::new(),
+                teardown <- new_mutex!(()),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let dmabuf = DmaBuf::export(buffer.clone(), size, access, folios)?;
+        buffer.id.store(dmabuf.id(), Relaxed);
+        Ok(dmabuf)
+    }
+
+    /// `st_ino` of the dma-buf.
+    pub(crate) fn id(&self) -> u64 {
+        self.id.load(Relaxed)
+    }
+
+    /// Where in its life it is.
+    pub(crate) fn life(&self) -> Life {
+        Life::from_bits(self.life.load(Acquire)).unwrap_or_default()
+    }
+
+    /// The last offset of its window on the node.
+    pub(crate) fn last_offset(&self) -> u64 {
+        self.cookie.saturating_add(self.size.saturating_sub(1))
+    }
+
+    /// The physical address of its first byte.
+    pub(crate) fn first_physical(&self) -> u64 {
+        let first = self.ranges.first().map_or(0, |range| range.start());
+        self.base.wrapping_add(first)
+    }
+
+    /// The dma-buf, unless nobody uses it any more.
+    pub(crate) fn dmabuf(&self) -> Option<DmaBuf<Self>> {
+        self.weak.upgrade()
+    }
+
+    /// Takes the memory away for good.
+    ///
+    /// When this returns, also with an error, no CPU reaches it through this buffer any more.
+    ///
+    /// # Errors
+    ///
+    /// `EBADFD` when somebody has done it before.
+    pub(crate) fn revoke(&self) -> Result {
+        let _teardown = self.teardown.lock();
+        let (life, outcome) = self.life().apply(Event::Revoke);
+        match outcome {
+            Outcome::Changed => {}
+            _ => return Err(EBADFD),
+        }
+        // First the flag: who asks from here on hears that it is revoked.
+        self.life.store(life.to_bits(), Release);
+        // Then no new page table entry: waits for the faults that are running.
+        let live = self.gate.close();
+        // Then the entries that exist. (Without a dma-buf there are no mappings.)
+        if let Some(dmabuf) = self.weak.upgrade::<Self>() {
+            dmabuf.zap(0, 0);
+        }
+        trace::state(self.id(), life.state().to_uapi(), life.generation());
+        if let Some(eventfd) = &self.eventfd {
+            eventfd.signal();
+        }
+        // Last the memory itself.
+        drop(live);
+        Ok(())
+    }
+}
+
+impl dmabuf::Exporter for Buffer {
+    const NAME: &'static CStr = c"barbuf";
+
+    fn weak(&self) -> &dmabuf::Weak {
+        &self.weak
+    }
+
+    fn attach(&self) -> Result {
+        // Importing devices come with the next issue; until then none is let in.
+        Err(EOPNOTSUPP)
+    }
+
+    fn mmap(this: ArcBorrow<'_, Self>, vma: NewVma<'_>) -> Result {
+        Mapping::create(this, vma)
+    }
+
+    fn released(this: Arc<Self>) {
+        // A provider that retires finds the buffer in its list until the memory is back.
+        let teardown = this.teardown.lock();
+        drop(this.gate.close());
+        drop(teardown);
+        trace::release(this.id());
+        this.provider.remove(&this);
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! /sys/kernel/debug/barbuf: what exists, for people and for tests.
+
+use crate::{
+    buffer::Buffer,
+    pure::order::PageOrder,
+    uapi,
+    Shared, //
+};
+use kernel::{
+    debugfs::{
+        Dir,
+        File, //
+    },
+    fmt,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The files. They disappear when this is dropped.
+#[pin_data]
+pub(crate) struct Files {
+    #[pin]
+    abi: File<()>,
+    #[pin]
+    providers: File<Arc<Shared>>,
+    #[pin]
+    buffers: File<Arc<Shared>>,
+    _dir: Dir,
+}
+
+impl Files {
+    /// Creates them.
+    pub(crate) fn new(shared: Arc<Shared>) -> impl PinInit<Self, Error> {
+        pin_init::pin_init_scope(move || {
+            let dir = Dir::new(c"barbuf");
+            let more = shared.clone();
+            Ok(try_pin_init!(Self {
+                abi <- dir.read_callback_file(c"abi", (), &|_: &(), f: &mut fmt::Formatter<'_>| uapi::write_abi(f)),
+                providers <- dir.read_callback_file(c"providers", shared, &write_providers),
+                buffers <- dir.read_callback_file(c"buffers", more, &write_buffers),
+                _dir: dir,
+            }? Error))
+        })
+    }
+}
+
+/// One line for each region of each provider.
+fn write_providers(shared: &Arc<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        f,
+        "# buffers {} of {}",
+        shared.quota.used(),
+        shared.quota.most()
+    )?;
+    writeln!(
+        f,
+        "# provider kind region bar offset length free leaf pages buffers"
+    )?;
+    for index in 0.. {
+        let Some(provider) = shared.registry.get(index) else {
+            break;
+        };
+        for (index, region) in provider.regions.iter().enumerate() {
+            writeln!(
+                f,
+                "{} {} {} {} {:#x} {:#x} {:#x} {} {} {}",
+                provider.function.address(),
+                provider.kind.name(),
+                index,
+                region.bar,
+                region.offset,
+                region.physical.len(),
+                provider.free_bytes(index),
+                region.facts.max_order.shift(),
+                region.facts.page_order.map_or(0, PageOrder::shift),
+                provider.buffers_of(index),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// One line for each buffer.
+fn write_buffers(shared: &Arc<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        f,
+        "# provider id region size state generation backing cache leaf faults 4k 2m 1g mappings bytes"
+    )?;
+    for index in 0.. {
+        let Some(provider) = shared.registry.get(index) else {
+            break;
+        };
+        for buffer in provider.buffers() {
+            write_buffer(&buffer, f)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_buffer(buffer: &Buffer, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let life = buffer.life();
+    let counters = &buffer.counters;
+    writeln!(
+        f,
+        "{} {} {} {:#x} {} {} {} {} {} {} {} {} {} {} {:#x}",
+        buffer.provider.function.address(),
+        buffer.id(),
+        buffer.region,
+        buffer.size,
+        life.state().name(),
+        life.generation(),
+        buffer.terms.backing.name(),
+        buffer.terms.cache.name(),
+        buffer.order.shift(),
+        counters.faults.get(),
+        counters.leaves(PageOrder::Page4K).get(),
+        counters.leaves(PageOrder::Pmd).get(),
+        counters.leaves(PageOrder::Pud).get(),
+        counters.mappings.get(),
+        counters.mapped_bytes.get(),
+    )
+}

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `kernel::pci` does not tell about a PCI function.
+//!
+//! C header: `include/linux/pci.h`.
+
+use super::shim;
+use crate::pure::{
+    address::Address,
+    exclude,
+    range::Range, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    container_of,
+    error::to_result,
+    pci,
+    prelude::*,
+    str::CString,
+    sync::aref::ARef,
+    types::NotThreadSafe, //
+};
+
+/// The kernel's macros print what implements the kernel crate's own trait.
+impl kernel::fmt::Display for Address {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
+}
+
+/// What is known of one BAR.
+#[derive(Clone, Copy)]
+pub(crate) struct BarFacts {
+    /// Physical address; 0 when unassigned.
+    pub(crate) start: u64,
+    /// Bytes; 0 when there is no such BAR.
+    pub(crate) len: u64,
+    /// Memory and not I/O ports.
+    pub(crate) memory: bool,
+    /// Reads have no side effects, and writes may be merged.
+    pub(crate) prefetchable: bool,
+    /// The firmware and the kernel found no place for it.
+    pub(crate) unassigned: bool,
+}
+
+impl BarFacts {
+    /// Its addresses; `None` when it has none.
+    pub(crate) fn range(&self) -> Option<Range> {
+        Range::new(self.start, self.len).ok()
+    }
+
+    /// The facts that decide about exporting BAR `index`.
+    pub(crate) fn facts(&self, index: u32, function: &Function) -> exclude::Bar {
+        exclude::Bar {
+            index,
+            memory: self.memory,
+            assigned: !self.unassigned,
+            mappable: !function.is_unmappable(),
+            start: self.start,
+            len: self.len,
+        }
+    }
+}
+
+/// A reference to a PCI function, which may have gone from the bus.
+#[derive(Clone)]
+pub(crate) struct Function(ARef<pci::Device>);
+
+impl Function {
+    /// Wraps the device that a driver is bound to.
+    pub(crate) fn new(device: ARef<pci::Device>) -> Self {
+        Self(device)
+    }
+
+    /// # Safety
+    ///
+    /// `dev` must be the device of a live PCI function.
+    pub(super) unsafe fn from_device(dev: *mut bindings::device) -> Self {
+        // SAFETY: By the caller's promise `dev` is the field of a `pci_dev`, of which `pci::Device` is a transparent
+        // wrapper.
+        let device: &pci::Device = unsafe { &*container_of!(dev, bindings::pci_dev, dev).cast() };
+        Self(device.into())
+    }
+
+    /// Looks a function up.
+    pub(crate) fn find(address: Address) -> Option<Self> {
+        // CAST: `Address` keeps both within their bits.
+        let devfn = (u32::from(address.device) << 3) | u32::from(address.function);
+        // SAFETY: Any numbers may be passed.
+        let raw = unsafe {
+            bindings::pci_get_domain_bus_and_slot(
+                address.domain as i32,
+                u32::from(address.bus),
+                devfn,
+            )
+        };
+        // SAFETY: The function has taken a reference for us, and `pci::Device` is a transparent wrapper.
+        Some(Self(unsafe { ARef::from_raw(NonNull::new(raw)?.cast()) }))
+    }
+
+    /// The only place that turns the kernel crate's type, whose `as_raw` is private, into the C one.
+    pub(super) fn as_raw(&self) -> *mut bindings::pci_dev {
+        let device: &pci::Device = &self.0;
+        // CAST: `pci::Device` is documented as a transparent wrapper of `struct pci_dev`, behind an `UnsafeCell`.
+        core::ptr::from_ref(device).cast_mut().cast()
+    }
+
+    /// Whether both are the same function.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.as_raw() == other.as_raw()
+    }
+
+    /// Where it sits.
+    pub(crate) fn address(&self) -> Address {
+        let id = self.0.dev_id();
+        Address {
+            // SAFETY: The function holds a reference to its bus.
+            // CAST: Domains are not negative.
+            domain: unsafe { shim::barbuf_helper_pci_domain(self.as_raw()) } as u32,
+            bus: (id >> 8) as u8,
+            device: ((id >> 3) & 0x1f) as u8,
+            function: (id & 7) as u8,
+        }
+    }
+
+    /// [`Function::address`] as text.
+    pub(crate) fn name(&self) -> Result<CString> {
+        Ok(CString::try_from_fmt(kernel::prelude::fmt!(
+            "{}",
+            self.address()
+        ))?)
+    }
+
+    /// The type of its configuration header: 0 for an endpoint.
+    pub(crate) fn header_type(&self) -> u8 {
+        // SAFETY: The function is alive; the field never changes.
+        unsafe { (*self.as_raw()).hdr_type }
+    }
+
+    /// Whether it is an NVMe controller.
+    pub(crate) fn is_nvme(&self) -> bool {
+        self.0.pci_class() == pci::Class::STORAGE_EXPRESS
+    }
+
+    /// Whether the architecture forbids mapping its BARs.
+    pub(crate) fn is_unmappable(&self) -> bool {
+        // SAFETY: The function is alive; the field is set once, when it is found.
+        unsafe { (*self.as_raw()).non_mappable_bars() != 0 }
+    }
+
+    /// What is known of BAR `index`. `None` when that is not a BAR: the kernel numbers the ROM, the BARs of virtual
+    /// functions and bridge windows on behind.
+    pub(crate) fn bar(&self, index: u32) -> Option<BarFacts> {
+        if index >= bindings::PCI_STD_NUM_BARS {
+            return None;
+        }
+        // SAFETY: The index is in range. CAST: At most 5.
+        let flags =
+            unsafe { shim::barbuf_helper_pci_resource_flags(self.as_raw(), index as i32) } as u64;
+        let has = |bit: u32| flags & u64::from(bit) != 0;
+        Some(BarFacts {
+            start: self.0.resource_start(index).ok()?,
+            len: self.0.resource_len(index).ok()?,
+            memory: has(bindings::IORESOURCE_MEM),
+            prefetchable: has(bindings::IORESOURCE_PREFETCH),
+            unassigned: has(bindings::IORESOURCE_UNSET),
+        })
+    }
+
+    /// The registers of the MSI-X capability that say where the table and the pending bits lie.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when configuration space cannot be read.
+    pub(crate) fn msix(&self) -> Result<[Option<exclude::Registers>; 2]> {
+        // SAFETY: The function is alive; the field is set once, when it is found.
+        let cap = i32::from(unsafe { (*self.as_raw()).msix_cap });
+        if cap == 0 {
+            return Ok([None, None]);
+        }
+        // CAST: The capability lies in the first 256 bytes, and the offsets are small.
+        let at = |offset: u32| cap.wrapping_add(offset as i32);
+        let mut control = 0u16;
+        let mut table = 0u32;
+        let mut pending = 0u32;
+        // SAFETY: The function is alive, and the pointers are to locals.
+        let read = unsafe {
+            [
+                bindings::pci_read_config_word(
+                    self.as_raw(),
+                    at(bindings::PCI_MSIX_FLAGS),
+                    &mut control,
+                ),
+                bindings::pci_read_config_dword(
+                    self.as_raw(),
+                    at(bindings::PCI_MSIX_TABLE),
+                    &mut table,
+                ),
+                bindings::pci_read_config_dword(
+                    self.as_raw(),
+                    at(bindings::PCI_MSIX_PBA),
+                    &mut pending,
+                ),
+            ]
+        };
+        if read.iter().any(|result| *result != 0) {
+            return Err(ENODEV);
+        }
+        Ok(exclude::msix(control, table, pending))
+    }
+
+    /// Whether its driver has given p2pmem to the pool and published it.
+    pub(crate) fn has_p2pmem(&self) -> bool {
+        // SAFETY: The function is alive.
+        unsafe { shim::barbuf_helper_pci_has_p2pmem(self.as_raw()) }
+    }
+
+    /// Keeps drivers from being bound and unbound. May sleep.
+    pub(crate) fn lock(&self) -> DriverGuard<'_> {
+        // SAFETY: The function is alive; the guard unlocks.
+        unsafe { shim::barbuf_helper_pci_lock(self.as_raw()) };
+        DriverGuard(self, NotThreadSafe)
+    }
+
+    /// Enables memory decoding until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of `pci_enable_device_mem`.
+    pub(crate) fn enable_memory(&self) -> Result<Enabled> {
+        // SAFETY: The function is alive.
+        to_result(unsafe { bindings::pci_enable_device_mem(self.as_raw()) })?;
+        // INVARIANT: Just enabled.
+        Ok(Enabled(self.clone()))
+    }
+
+    /// Claims BAR `index`, so that no other driver, no sysfs file and no /dev/mem maps it.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when somebody holds it.
+    pub(crate) fn request(&self, index: u32) -> Result<Claimed> {
+        if index >= bindings::PCI_STD_NUM_BARS {
+            return Err(EINVAL);
+        }
+        // SAFETY: The function is alive, the index is that of a BAR, and the name is a static.
+        // CAST: At most 5.
+        to_result(unsafe {
+            bindings::pci_request_region(self.as_raw(), index as i32, c"barbuf".as_char_ptr())
+        })?;
+        // INVARIANT: Just claimed.
+        Ok(Claimed {
+            function: self.clone(),
+            index: index as i32,
+        })
+    }
+}
+
+/// While this exists, no driver is bound to or unbound from the function.
+pub(crate) struct DriverGuard<'a>(&'a Function, NotThreadSafe);
+
+impl DriverGuard<'_> {
+    /// Whether a driver is bound.
+    pub(crate) fn is_bound(&self) -> bool {
+        // SAFETY: The function is alive, and the device lock is held.
+        unsafe { !(*self.0.as_raw()).dev.driver.is_null() }
+    }
+}
+
+impl Drop for DriverGuard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: Locked by `Function::lock`, on this thread.
+        unsafe { shim::barbuf_helper_pci_unlock(self.0.as_raw()) };
+    }
+}
+
+/// Memory decoding is on.
+///
+/// # Invariants
+///
+/// Holds one count of `pci_enable_device_mem`.
+pub(crate) struct Enabled(Function);
+
+impl Drop for Enabled {
+    fn drop(&mut self) {
+        // SAFETY: Gives back the count that the type holds.
+        unsafe { bindings::pci_disable_device(self.0.as_raw()) };
+    }
+}
+
+/// A BAR that nobody else can claim.
+///
+/// # Invariants
+///
+/// The BAR was claimed by `pci_request_region`.
+pub(crate) struct Claimed {
+    function: Function,
+    index: i32,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        // SAFETY: Claimed by the type's invariant.
+        unsafe { bindings::pci_release_region(self.function.as_raw(), self.index) };
+    }
+}

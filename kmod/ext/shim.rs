@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The functions of `kmod/shim.c`; the two files and `kmod/shim.h` change together.
+
+// As in the bindings crate: C structs that are empty in this configuration are only pointed to.
+#![allow(improper_ctypes)]
+
+use kernel::{
+    bindings,
+    ffi::{
+        c_int,
+        c_ulong,
+        c_void, //
+    },
+};
+
+extern "C" {
+    pub(super) fn barbuf_helper_has_pmd_leaf() -> bool;
+    pub(super) fn barbuf_helper_has_pud_leaf() -> bool;
+
+    pub(super) fn barbuf_helper_vma_set_cache(vma: *mut bindings::vm_area_struct, wc: bool);
+    pub(super) fn barbuf_helper_vma_start_write(vma: *mut bindings::vm_area_struct);
+
+    pub(super) fn barbuf_helper_pfn_folio(pfn: c_ulong) -> *mut bindings::folio;
+    pub(super) fn barbuf_helper_folio_in_use(folio: *mut bindings::folio) -> bool;
+    pub(super) fn barbuf_helper_folio_set_in_use(folio: *mut bindings::folio, in_use: bool);
+    pub(super) fn barbuf_helper_folio_first_ref(folio: *mut bindings::folio);
+    pub(super) fn barbuf_helper_folio_try_get(folio: *mut bindings::folio) -> bool;
+    pub(super) fn barbuf_helper_folio_put(folio: *mut bindings::folio);
+    pub(super) fn barbuf_helper_pagemap_tryget(pgmap: *mut bindings::dev_pagemap) -> bool;
+    pub(super) fn barbuf_helper_pagemap_get(pgmap: *mut bindings::dev_pagemap);
+    pub(super) fn barbuf_helper_pagemap_put(pgmap: *mut bindings::dev_pagemap);
+    pub(super) fn barbuf_helper_folio_pagemap(
+        folio: *mut bindings::folio,
+    ) -> *mut bindings::dev_pagemap;
+    pub(super) fn barbuf_helper_virt_to_pfn(addr: *mut c_void) -> c_ulong;
+
+    pub(super) fn barbuf_helper_layout_size() -> u32;
+    pub(super) fn barbuf_helper_layout_pgmap() -> u32;
+    pub(super) fn barbuf_helper_layout_pgmap_size() -> u32;
+    pub(super) fn barbuf_helper_layout_mem() -> u32;
+
+    pub(super) fn barbuf_helper_file_set_dax(file: *mut bindings::file) -> bool;
+
+    pub(super) fn barbuf_helper_eventfd_signal(ctx: *mut bindings::eventfd_ctx);
+    pub(super) fn barbuf_helper_fatal_signal_pending() -> bool;
+    pub(super) fn barbuf_helper_cond_resched();
+
+    pub(super) fn barbuf_helper_pci_resource_flags(
+        pdev: *mut bindings::pci_dev,
+        bar: c_int,
+    ) -> c_ulong;
+    pub(super) fn barbuf_helper_pci_domain(pdev: *mut bindings::pci_dev) -> c_int;
+    pub(super) fn barbuf_helper_pci_lock(pdev: *mut bindings::pci_dev);
+    pub(super) fn barbuf_helper_pci_unlock(pdev: *mut bindings::pci_dev);
+    pub(super) fn barbuf_helper_pci_has_p2pmem(pdev: *mut bindings::pci_dev) -> bool;
+
+    pub(super) fn barbuf_helper_memset_io(dst: *mut c_void, value: c_int, len: usize);
+
+    pub(super) fn barbuf_helper_trace_export(
+        id: u64,
+        region: u32,
+        size: u64,
+        backing: u32,
+        cache: u32,
+    );
+    pub(super) fn barbuf_helper_trace_state(id: u64, state: u32, generation: u64);
+    pub(super) fn barbuf_helper_trace_fault(
+        id: u64,
+        offset: u64,
+        shift: u32,
+        leaves: u32,
+        result: u32,
+    );
+    pub(super) fn barbuf_helper_trace_release(id: u64);
+}

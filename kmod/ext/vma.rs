@@ -1,0 +1,498 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VMAs over device memory: setting them up, their life, and page faults at every order.
+//!
+//! C headers: `include/linux/mm.h`, `include/linux/huge_mm.h`.
+//!
+//! A VMA of ours owns one reference to an [`Area`] object in `vm_private_data`. The same C struct is seen as three
+//! types, after what may be done with it: [`NewVma`] inside the mmap hook, [`Fault`] inside a fault handler, and
+//! [`LockedVma`] while the mmap lock is held for writing.
+
+use super::shim;
+use crate::pure::{
+    order::PageOrder,
+    range::Range, //
+};
+use core::{
+    marker::PhantomData,
+    ops::Deref, //
+};
+use kernel::{
+    bindings,
+    ffi::{
+        c_int,
+        c_uint,
+        c_ulong, //
+    },
+    mm::virt::{
+        flags,
+        VmaNew,
+        VmaRef, //
+    },
+    prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    },
+    types::Opaque, //
+};
+
+/// What a fault handler answers.
+#[derive(Clone, Copy)]
+pub(crate) struct Outcome(bindings::vm_fault_t);
+
+impl Outcome {
+    /// No page of this order can stand here; the kernel asks for a smaller one. Never for 4 KiB.
+    pub(crate) const FALLBACK: Self = Self(bindings::vm_fault_reason_VM_FAULT_FALLBACK);
+    /// There is nothing behind this address.
+    pub(crate) const SIGBUS: Self = Self(bindings::vm_fault_reason_VM_FAULT_SIGBUS);
+
+    /// Whether an entry is in place.
+    pub(crate) fn is_done(self) -> bool {
+        self.0 == bindings::vm_fault_reason_VM_FAULT_NOPAGE
+    }
+
+    /// The number for traces.
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+/// What stands behind the VMAs of one `mmap` call, and of those that fork and splitting make of them.
+pub(crate) trait Area: Send + Sync + Sized + 'static {
+    /// Puts an entry of exactly the order of `fault` in place.
+    ///
+    /// Called with the mmap lock or the VMA lock held for reading; may sleep.
+    fn fault(&self, fault: &Fault<'_>) -> Outcome;
+
+    /// Whether the VMA may be split at address `at`, which lies inside and on a page.
+    ///
+    /// Called with the mmap lock held for writing. An entry larger than 2 MiB that straddles `at` must be gone when
+    /// this returns `Ok`: the kernel cannot split one.
+    fn may_split(&self, vma: &LockedVma<'_>, at: u64) -> Result;
+
+    /// A copy of the VMA has come into being: by fork, by a split, or because mremap is about to move page tables.
+    ///
+    /// Called with the mmap lock of `vma`'s address space held for writing.
+    fn opened(&self, vma: &LockedVma<'_>);
+
+    /// mremap has moved the VMA here. Returns what stands behind it from now on; an error moves it
+    /// back.
+    fn moved(&self, vma: &LockedVma<'_>) -> Result<Arc<Self>>;
+
+    /// The VMA goes away.
+    fn closed(&self, vma: &LockedVma<'_>);
+
+    /// The size of its pages, for those who ask about the mapping.
+    fn page_order(&self) -> PageOrder;
+}
+
+fn range_of(vma: &VmaRef) -> Option<Range> {
+    Range::between(vma.start() as u64, vma.end() as u64)
+}
+
+fn offset_of(vma: &VmaRef) -> Option<u64> {
+    // SAFETY: By the invariants of `VmaRef` the VMA is locked at least for reading, and `vm_pgoff` changes only
+    // under the write lock.
+    let pages = unsafe { (*vma.as_ptr()).vm_pgoff };
+    (pages as u64).checked_mul(crate::pure::range::PAGE_SIZE)
+}
+
+/// A VMA whose mmap lock is held for writing.
+pub(crate) struct LockedVma<'a>(&'a VmaRef);
+
+impl LockedVma<'_> {
+    /// The addresses that it covers.
+    pub(crate) fn range(&self) -> Option<Range> {
+        range_of(self.0)
+    }
+
+    /// The offset in the file of its first byte.
+    pub(crate) fn offset(&self) -> Option<u64> {
+        offset_of(self.0)
+    }
+
+    /// Whether it belongs to the calling task's own address space. It does not while fork copies it.
+    pub(crate) fn is_current(&self) -> bool {
+        // SAFETY: `current` is valid, and its `mm` does not change under it. `vm_mm` never changes.
+        unsafe { (*self.0.as_ptr()).vm_mm == (*bindings::get_current()).mm }
+    }
+
+    /// Keeps faults out until the mmap lock is released.
+    ///
+    /// Faults take the VMA's own lock, which the mmap lock does not exclude: this waits for those that run.
+    pub(crate) fn exclude_faults(&self) {
+        // SAFETY: The mmap lock is held for writing, by the type's meaning.
+        unsafe { shim::barbuf_helper_vma_start_write(self.0.as_ptr()) };
+    }
+
+    /// Removes all entries for the VMA's part of its file, from this and every other mapping of the file.
+    pub(crate) fn zap_file_part(&self) {
+        if let (Some(range), Some(offset)) = (self.range(), self.offset()) {
+            // SAFETY: A VMA of ours has a file, which it keeps alive. CAST: File offsets fit.
+            unsafe {
+                bindings::unmap_mapping_range(
+                    (*(*self.0.as_ptr()).vm_file).f_mapping,
+                    offset as i64,
+                    range.len() as i64,
+                    1,
+                )
+            };
+        }
+    }
+
+    /// Removes the page table entries of `range`, as far as it lies in the VMA.
+    pub(crate) fn zap(&self, range: Range) {
+        if let Some(range) = self.range().and_then(|own| own.intersection(range)) {
+            self.0
+                .zap_vma_range(range.start() as usize, range.len() as usize);
+        }
+    }
+}
+
+/// How the bytes of a VMA are mapped.
+pub(crate) struct Mode {
+    /// Write combining instead of uncached.
+    pub(crate) write_combining: bool,
+    /// The file offers no write access.
+    pub(crate) read_only: bool,
+    /// Entries are folios and not bare page frame numbers.
+    pub(crate) folios: bool,
+}
+
+/// A VMA in the mmap hook of its file.
+pub(crate) struct NewVma<'a>(&'a VmaNew);
+
+impl<'a> NewVma<'a> {
+    /// # Safety
+    ///
+    /// `vma` must be undergoing setup in an mmap hook for all of `'a`, and its `vm_private_data` must be unused.
+    pub(super) unsafe fn from_raw(vma: *mut bindings::vm_area_struct) -> Self {
+        // SAFETY: Promised by the caller.
+        Self(unsafe { VmaNew::from_raw(vma) })
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::vm_area_struct {
+        self.0.as_ptr()
+    }
+
+    /// The addresses that it will cover.
+    pub(crate) fn range(&self) -> Option<Range> {
+        range_of(self.0)
+    }
+
+    /// The offset in the file of its first byte.
+    pub(crate) fn offset(&self) -> Option<u64> {
+        offset_of(self.0)
+    }
+
+    /// Hands the VMA over to `area`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` unless the mapping is shared. (A private one would have to copy pages that have no copy.) `EACCES` when
+    /// it asks for write access to a read-only file or for execution.
+    pub(crate) fn attach<T: Area>(self, area: Arc<T>, mode: &Mode) -> Result {
+        let vma = self.0.as_ptr();
+        let now = self.0.flags();
+
+        // A read-only file descriptor loses VM_SHARED on the way here, but never VM_MAYSHARE.
+        if now & flags::MAYSHARE == 0 {
+            return Err(EINVAL);
+        }
+        if now & flags::EXEC != 0 || (mode.read_only && now & flags::WRITE != 0) {
+            return Err(EACCES);
+        }
+
+        // DONTEXPAND keeps the VMA from merging with its neighbours, so that every copy of it is announced to
+        // `Area::opened`.
+        let mut set = flags::DONTEXPAND | flags::DONTDUMP;
+        let mut clear = flags::MAYEXEC;
+        if mode.folios {
+            set |= flags::HUGEPAGE;
+        } else {
+            set |= flags::PFNMAP | flags::IO;
+        }
+        if mode.read_only {
+            clear |= flags::MAYWRITE;
+        }
+
+        // SAFETY: The VMA is being set up and visible to nobody else. PFNMAP is set on a shared mapping only and
+        // never together with MIXEDMAP, as the insertion functions demand.
+        unsafe {
+            (*vma).__bindgen_anon_2.vm_flags = (now | set) & !clear;
+            shim::barbuf_helper_vma_set_cache(vma, mode.write_combining);
+            (*vma).vm_ops = &Ops::<T>::TABLE;
+            // The reference is given back in `Ops::close`.
+            (*vma).vm_private_data = Arc::into_raw(area).cast_mut().cast();
+        }
+        Ok(())
+    }
+}
+
+/// What is put into a page table entry.
+#[derive(Clone, Copy)]
+pub(crate) enum Leaf<'a> {
+    /// The page frame at this physical address, without a struct page.
+    Frame(u64),
+    /// A folio.
+    Folio(&'a Folio),
+}
+
+/// A folio of device memory.
+///
+/// # Invariants
+///
+/// Points to a folio of a live pagemap on which somebody holds a reference for as long as this reference lives.
+#[repr(transparent)]
+pub(crate) struct Folio(Opaque<bindings::folio>);
+
+impl Folio {
+    /// # Safety
+    ///
+    /// The folio must be alive, with a reference held, for all of `'a`.
+    pub(super) unsafe fn from_raw<'a>(folio: *mut bindings::folio) -> &'a Self {
+        // SAFETY: The type is transparent, and the caller keeps the invariant.
+        unsafe { &*folio.cast() }
+    }
+
+    fn as_ptr(&self) -> *mut bindings::folio {
+        self.0.get()
+    }
+}
+
+/// A page fault on a VMA of ours, at one order.
+pub(crate) struct Fault<'a> {
+    vmf: *mut bindings::vm_fault,
+    order: PageOrder,
+    _lifetime: PhantomData<&'a bindings::vm_fault>,
+}
+
+impl Fault<'_> {
+    /// The order of the entry that is wanted.
+    pub(crate) fn order(&self) -> PageOrder {
+        self.order
+    }
+
+    /// The address of the fault.
+    pub(crate) fn address(&self) -> u64 {
+        // SAFETY: The fault is valid for the lifetime of `self`, and nobody changes it.
+        unsafe { (*self.vmf).__bindgen_anon_1.address as u64 }
+    }
+
+    /// Whether it was a write.
+    pub(crate) fn is_write(&self) -> bool {
+        // SAFETY: As in `address`.
+        unsafe { (*self.vmf).flags & bindings::fault_flag_FAULT_FLAG_WRITE != 0 }
+    }
+
+    fn vma(&self) -> &VmaRef {
+        // SAFETY: A fault handler runs with the mmap or the VMA lock held for reading.
+        unsafe { VmaRef::from_raw((*self.vmf).__bindgen_anon_1.vma) }
+    }
+
+    /// The addresses that the VMA covers.
+    pub(crate) fn range(&self) -> Option<Range> {
+        range_of(self.vma())
+    }
+
+    /// The offset in the file of the VMA's first byte.
+    pub(crate) fn offset(&self) -> Option<u64> {
+        offset_of(self.vma())
+    }
+
+    /// Puts `leaf` at address `va`, which is the fault's own page or one that stands in the same page table.
+    ///
+    /// An entry that is already there stays, except that a write fault makes its own page writable.
+    pub(crate) fn insert(&self, va: u64, leaf: Leaf<'_>) -> Outcome {
+        let own = self.order.align_down(self.address()) >> self.order.shift();
+        let target = va >> self.order.shift();
+        let entries = crate::pure::order::TABLE_ENTRIES;
+        let inside = self.range().is_some_and(|range| {
+            Range::new(va, self.order.size()).is_ok_and(|page| range.encloses(page))
+        });
+        // Entries of another table are out of reach of `pmd` and `pud` below.
+        if own / entries != target / entries || !inside || !self.order.is_aligned(va) {
+            return Outcome::SIGBUS;
+        }
+        // CAST: Both indices are within the same 512 entries.
+        let steps = (target as isize).wrapping_sub(own as isize);
+
+        // SAFETY: The fault is valid. A copy of it is what the C functions take for the neighbour.
+        let mut vmf = unsafe { *self.vmf };
+        vmf.__bindgen_anon_1.address = va as c_ulong;
+        vmf.__bindgen_anon_1.real_address = va as c_ulong;
+        let vma = vmf.__bindgen_anon_1.vma;
+        // Only the faulting entry is known to hold nothing or this very page: a write flag on a neighbour would make
+        // the kernel compare what may be a table with our page.
+        let write = steps == 0 && self.is_write();
+
+        // Neighbours that are there already stay as they are. The look is racy, the insertion that follows is not.
+        //
+        // SAFETY: `pud` and `pmd` are valid for the order that the handler was called for.
+        let present = steps != 0
+            && unsafe {
+                match self.order {
+                    PageOrder::Pud => (*vmf.pud.offset(steps)).pud != 0,
+                    PageOrder::Pmd => (*vmf.pmd.offset(steps)).pmd != 0,
+                    PageOrder::Page4K => false,
+                }
+            };
+        if present {
+            return Outcome::FALLBACK;
+        }
+
+        // SAFETY: `pud` and `pmd` are valid for the order that the handler was called for, and `steps` stays inside
+        // the table that they point into. `va` lies in the VMA with its whole page. PFNMAP is set exactly when the
+        // driver inserts frames, and the mapping is shared: `NewVma::attach`. Folios are alive by their invariant.
+        Outcome(unsafe {
+            match (self.order, leaf) {
+                (PageOrder::Pud, Leaf::Frame(pa)) => {
+                    vmf.pud = vmf.pud.offset(steps);
+                    bindings::vmf_insert_pfn_pud(&mut vmf, pfn(pa), false)
+                }
+                (PageOrder::Pud, Leaf::Folio(folio)) => {
+                    vmf.pud = vmf.pud.offset(steps);
+                    bindings::vmf_insert_folio_pud(&mut vmf, folio.as_ptr(), write)
+                }
+                (PageOrder::Pmd, Leaf::Frame(pa)) => {
+                    vmf.pmd = vmf.pmd.offset(steps);
+                    bindings::vmf_insert_pfn_pmd(&mut vmf, pfn(pa), false)
+                }
+                (PageOrder::Pmd, Leaf::Folio(folio)) => {
+                    vmf.pmd = vmf.pmd.offset(steps);
+                    bindings::vmf_insert_folio_pmd(&mut vmf, folio.as_ptr(), write)
+                }
+                (PageOrder::Page4K, Leaf::Frame(pa)) => {
+                    bindings::vmf_insert_pfn(vma, va as c_ulong, pfn(pa))
+                }
+                (PageOrder::Page4K, Leaf::Folio(folio)) => {
+                    bindings::vmf_insert_page_mkwrite(&mut vmf, folio.as_ptr().cast(), write)
+                }
+            }
+        })
+    }
+}
+
+fn pfn(pa: u64) -> c_ulong {
+    (pa >> PageOrder::Page4K.shift()) as c_ulong
+}
+
+/// Whether page tables of this machine can hold entries of this order.
+pub(crate) fn has_leaf(order: PageOrder) -> bool {
+    // SAFETY: Both only read what the CPU and the configuration offer.
+    match order {
+        PageOrder::Page4K => true,
+        PageOrder::Pmd => unsafe { shim::barbuf_helper_has_pmd_leaf() },
+        PageOrder::Pud => unsafe { shim::barbuf_helper_has_pud_leaf() },
+    }
+}
+
+/// The `vm_operations_struct` of an [`Area`].
+struct Ops<T>(PhantomData<T>);
+
+impl<T: Area> Ops<T> {
+    const TABLE: bindings::vm_operations_struct = bindings::vm_operations_struct {
+        open: Some(Self::open),
+        close: Some(Self::close),
+        may_split: Some(Self::may_split),
+        mremap: Some(Self::mremap),
+        fault: Some(Self::fault),
+        huge_fault: Some(Self::huge_fault),
+        pagesize: Some(Self::pagesize),
+        // No `access`: neither ptrace nor /proc/pid/mem reads device memory. No `mprotect`: VM_MAYEXEC and
+        // VM_MAYWRITE are cleared at setup, which is what the kernel checks.
+        ..pin_init::zeroed()
+    };
+
+    /// # Safety
+    ///
+    /// `vma` must be a VMA of ours that has not been closed, for all of `'a`.
+    unsafe fn area<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorrow<'a, T> {
+        // SAFETY: `NewVma::attach` has stored a reference, and `open` has taken one for each copy.
+        unsafe { ArcBorrow::from_raw((*vma).vm_private_data.cast::<T>()) }
+    }
+
+    unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
+        // SAFETY: `vma` is a copy of one of ours, whose reference is alive while this runs.
+        let area = unsafe { Self::area(vma) };
+        let own: Arc<T> = area.into();
+        // The copy's own reference, given back in `close`.
+        let _ = Arc::into_raw(own);
+        // SAFETY: `open` is called with the mmap lock of the VMA's address space held for writing.
+        area.opened(&LockedVma(unsafe { VmaRef::from_raw(vma) }));
+    }
+
+    unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
+        // SAFETY: Called once for each VMA, and nothing uses its private data afterwards.
+        let area = unsafe { Arc::from_raw((*vma).vm_private_data.cast::<T>()) };
+        // SAFETY: The VMA is not reachable for anybody else any more.
+        area.closed(&LockedVma(unsafe { VmaRef::from_raw(vma) }));
+    }
+
+    unsafe extern "C" fn may_split(vma: *mut bindings::vm_area_struct, at: c_ulong) -> c_int {
+        // SAFETY: A live VMA of ours; its mmap lock is held for writing.
+        let (area, locked) = unsafe { (Self::area(vma), LockedVma(VmaRef::from_raw(vma))) };
+        match area.may_split(&locked, at as u64) {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn mremap(vma: *mut bindings::vm_area_struct) -> c_int {
+        // SAFETY: As in `may_split`.
+        let (area, locked) = unsafe { (Self::area(vma), LockedVma(VmaRef::from_raw(vma))) };
+        match area.moved(&locked) {
+            Ok(area) => {
+                // SAFETY: The VMA is write-locked, so no fault uses its private data; the old reference is ours.
+                drop(unsafe { Arc::from_raw((*vma).vm_private_data.cast::<T>()) });
+                // SAFETY: As above. The new reference is given back in `close`.
+                unsafe { (*vma).vm_private_data = Arc::into_raw(area).cast_mut().cast() };
+                0
+            }
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn huge_fault(
+        vmf: *mut bindings::vm_fault,
+        order: c_uint,
+    ) -> bindings::vm_fault_t {
+        match PageOrder::from_order(order) {
+            // SAFETY: `vmf` is the fault that the kernel is handling.
+            Some(order) => unsafe { Self::handle(vmf, order) },
+            None => Outcome::FALLBACK.0,
+        }
+    }
+
+    unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: As in `huge_fault`.
+        let outcome = unsafe { Self::handle(vmf, PageOrder::Page4K) };
+        // Nothing is smaller, and the architecture's code has a BUG() for this answer.
+        if outcome == Outcome::FALLBACK.0 {
+            Outcome::SIGBUS.0
+        } else {
+            outcome
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `vmf` must be a fault on a VMA of ours that is being handled, at this order.
+    unsafe fn handle(vmf: *mut bindings::vm_fault, order: PageOrder) -> bindings::vm_fault_t {
+        let fault = Fault {
+            vmf,
+            order,
+            _lifetime: PhantomData,
+        };
+        // SAFETY: The VMA is one of ours and stays open while a fault on it is handled.
+        let area = unsafe { Self::area((*vmf).__bindgen_anon_1.vma) };
+        area.deref().fault(&fault).0
+    }
+
+    unsafe extern "C" fn pagesize(vma: *mut bindings::vm_area_struct) -> c_ulong {
+        // SAFETY: A live VMA of ours.
+        let area = unsafe { Self::area(vma) };
+        area.page_order().size() as c_ulong
+    }
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What Rust cannot call: inline functions, macros and tracepoints. See shim.h.
+ */
+#include <linux/dax.h>
+#include <linux/eventfd.h>
+#include <linux/fs.h>
+#include <linux/huge_mm.h>
+#include <linux/io.h>
+#include <linux/kernfs.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/pci-p2pdma.h>
+#include <linux/pci.h>
+#include <linux/pgtable.h>
+#include <linux/sched/signal.h>
+
+#include "layout.h"
+#include "shim.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
+bool barbuf_helper_has_pmd_leaf(void)
+{
+	return IS_ENABLED(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP) &&
+	       has_transparent_hugepage();
+}
+
+bool barbuf_helper_has_pud_leaf(void)
+{
+	if (!IS_ENABLED(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP))
+		return false;
+#ifdef CONFIG_X86
+	/* No core function on the fault's way asks the CPU. */
+	return boot_cpu_has(X86_FEATURE_GBPAGES);
+#else
+	return true;
+#endif
+}
+
+void barbuf_helper_vma_set_cache(struct vm_area_struct *vma, bool wc)
+{
+	pgprot_t prot = pgprot_decrypted(vma->vm_page_prot);
+
+	vma->vm_page_prot = wc ? pgprot_writecombine(prot) :
+				 pgprot_noncached(prot);
+}
+
+void barbuf_helper_vma_start_write(struct vm_area_struct *vma)
+{
+	vma_start_write(vma);
+}
+
+struct folio *barbuf_helper_pfn_folio(unsigned long pfn)
+{
+	return pfn_folio(pfn);
+}
+
+/*
+ * P2PDMA does not use zone_device_data. A reference count of zero is not
+ * enough to hand a folio out again: the core still works on it until it calls
+ * folio_free().
+ */
+bool barbuf_helper_folio_in_use(struct folio *folio)
+{
+	return smp_load_acquire(&folio->page.zone_device_data);
+}
+
+void barbuf_helper_folio_set_in_use(struct folio *folio, bool in_use)
+{
+	smp_store_release(&folio->page.zone_device_data,
+			  in_use ? folio : NULL);
+}
+
+void barbuf_helper_folio_first_ref(struct folio *folio)
+{
+	folio_set_count(folio, 1);
+}
+
+bool barbuf_helper_folio_try_get(struct folio *folio)
+{
+	return folio_try_get(folio);
+}
+
+void barbuf_helper_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+bool barbuf_helper_pagemap_tryget(struct dev_pagemap *pgmap)
+{
+	return percpu_ref_tryget_live(&pgmap->ref);
+}
+
+void barbuf_helper_pagemap_get(struct dev_pagemap *pgmap)
+{
+	percpu_ref_get(&pgmap->ref);
+}
+
+void barbuf_helper_pagemap_put(struct dev_pagemap *pgmap)
+{
+	percpu_ref_put(&pgmap->ref);
+}
+
+struct dev_pagemap *barbuf_helper_folio_pagemap(struct folio *folio)
+{
+	return folio->pgmap;
+}
+
+unsigned long barbuf_helper_virt_to_pfn(void *addr)
+{
+	return page_to_pfn(virt_to_page(addr));
+}
+
+u32 barbuf_helper_layout_size(void)
+{
+	return BARBUF_LAYOUT_SIZE;
+}
+
+u32 barbuf_helper_layout_pgmap(void)
+{
+	return BARBUF_LAYOUT_PGMAP;
+}
+
+u32 barbuf_helper_layout_pgmap_size(void)
+{
+	return BARBUF_LAYOUT_PGMAP_SIZE;
+}
+
+u32 barbuf_helper_layout_mem(void)
+{
+	return BARBUF_LAYOUT_MEM;
+}
+
+bool barbuf_helper_file_set_dax(struct file *file)
+{
+	/* The inode belongs to this dma-buf alone and is not visible yet. */
+	file_inode(file)->i_flags |= S_DAX;
+	return IS_DAX(file_inode(file));
+}
+
+void barbuf_helper_eventfd_signal(struct eventfd_ctx *ctx)
+{
+	eventfd_signal(ctx);
+}
+
+bool barbuf_helper_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+void barbuf_helper_cond_resched(void)
+{
+	cond_resched();
+}
+
+unsigned long barbuf_helper_pci_resource_flags(struct pci_dev *pdev, int bar)
+{
+	return pci_resource_flags(pdev, bar);
+}
+
+int barbuf_helper_pci_domain(struct pci_dev *pdev)
+{
+	return pci_domain_nr(pdev->bus);
+}
+
+void barbuf_helper_pci_lock(struct pci_dev *pdev)
+{
+	device_lock(&pdev->dev);
+}
+
+void barbuf_helper_pci_unlock(struct pci_dev *pdev)
+{
+	device_unlock(&pdev->dev);
+}
+
+bool barbuf_helper_pci_has_p2pmem(struct pci_dev *pdev)
+{
+	struct kernfs_node *group;
+	struct pci_dev *nearest;
+
+	/*
+	 * pci_alloc_p2pmem() follows a NULL pool where a driver has set up
+	 * P2PDMA without one (vfio-pci does). The sysfs group exists exactly
+	 * as long as the pool does.
+	 */
+	group = kernfs_find_and_get(pdev->dev.kobj.sd, "p2pmem");
+	if (!group)
+		return false;
+	kernfs_put(group);
+
+	/* Nobody is nearer to a function than itself, if it has published. */
+	nearest = pci_p2pmem_find(&pdev->dev);
+	pci_dev_put(nearest);
+	return nearest == pdev;
+}
+
+void barbuf_helper_memset_io(void __iomem *dst, int value, size_t len)
+{
+	memset_io(dst, value, len);
+}
+
+void barbuf_helper_trace_export(u64 id, u32 region, u64 size, u32 backing,
+				u32 cache)
+{
+	trace_barbuf_export(id, region, size, backing, cache);
+}
+
+void barbuf_helper_trace_state(u64 id, u32 state, u64 generation)
+{
+	trace_barbuf_state(id, state, generation);
+}
+
+void barbuf_helper_trace_fault(u64 id, u64 offset, u32 shift, u32 leaves,
+			       u32 result)
+{
+	trace_barbuf_fault(id, offset, shift, leaves, result);
+}
+
+void barbuf_helper_trace_release(u64 id)
+{
+	trace_barbuf_release(id);
+}

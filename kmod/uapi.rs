@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `uapi/linux/barbuf.h` as Rust types.
+//!
+//! The header is the contract; this is its mirror. [`write_abi`] prints what this file says, for
+//! the test that compares the two in C, C++, Rust and here.
+
+use core::mem::offset_of;
+use kernel::{
+    fmt,
+    ioctl::_IO,
+    prelude::*, //
+};
+
+/// `BARBUF_ABI_VERSION`
+pub(crate) const ABI_VERSION: u32 = 1;
+/// `BARBUF_NAME_LEN`
+pub(crate) const NAME_LEN: usize = 32;
+
+const MAGIC: u32 = 0xbb;
+/// `BARBUF_INFO`
+pub(crate) const INFO: u32 = _IO(MAGIC, 0x00);
+/// `BARBUF_EXPORT`
+pub(crate) const EXPORT: u32 = _IO(MAGIC, 0x01);
+/// `BARBUF_QUERY`
+pub(crate) const QUERY: u32 = _IO(MAGIC, 0x02);
+/// `BARBUF_REVOKE`
+pub(crate) const REVOKE: u32 = _IO(MAGIC, 0x03);
+/// `BARBUF_ADOPT`
+pub(crate) const ADOPT: u32 = _IO(MAGIC, 0x10);
+/// `BARBUF_RELEASE`
+pub(crate) const RELEASE: u32 = _IO(MAGIC, 0x11);
+
+/// `BARBUF_CAP_PAGE_BACKING`
+pub(crate) const CAP_PAGE_BACKING: u64 = 1 << 0;
+/// `BARBUF_CAP_LEAF_1G`
+pub(crate) const CAP_LEAF_1G: u64 = 1 << 1;
+/// `BARBUF_CAP_LEAF_2M`
+pub(crate) const CAP_LEAF_2M: u64 = 1 << 2;
+
+/// `BARBUF_REGION_MEMORY_ONLY`
+pub(crate) const REGION_MEMORY_ONLY: u32 = 1 << 0;
+/// `BARBUF_REGION_PREFETCHABLE`
+pub(crate) const REGION_PREFETCHABLE: u32 = 1 << 1;
+/// `BARBUF_REGION_POOL`
+pub(crate) const REGION_POOL: u32 = 1 << 2;
+
+/// Declares the structs of the header, with the table that [`write_abi`] prints.
+macro_rules! structs {
+    ($($(#[$doc:meta])* $name:ident = $c:literal, min $min:ident {
+        $($field:ident: $ty:ty,)*
+    })*) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Clone, Copy, FromBytes, IntoBytes)]
+            pub(crate) struct $name {
+                $(pub(crate) $field: $ty,)*
+            }
+
+            impl Struct for $name {
+                const MIN: usize = offset_of!($name, $min) + size_of_member(|s: &$name| s.$min);
+            }
+        )*
+
+        /// Prints sizes, offsets and numbers, one a line.
+        pub(crate) fn write_abi(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            $(
+                writeln!(f, "struct {} {}", $c, size_of::<$name>())?;
+                $(writeln!(f, "struct {}.{} {}", $c, stringify!($field), offset_of!($name, $field))?;)*
+            )*
+            for (name, number) in [
+                ("BARBUF_INFO", INFO),
+                ("BARBUF_EXPORT", EXPORT),
+                ("BARBUF_QUERY", QUERY),
+                ("BARBUF_REVOKE", REVOKE),
+                ("BARBUF_ADOPT", ADOPT),
+                ("BARBUF_RELEASE", RELEASE),
+            ] {
+                writeln!(f, "ioctl {name} {number:#x}")?;
+            }
+            for (name, value) in [
+                ("BARBUF_ABI_VERSION", u64::from(ABI_VERSION)),
+                ("BARBUF_NAME_LEN", NAME_LEN as u64),
+                ("BARBUF_MAX_RANGES", crate::pure::range::MAX_RANGES as u64),
+                ("BARBUF_CAP_PAGE_BACKING", CAP_PAGE_BACKING),
+                ("BARBUF_CAP_LEAF_1G", CAP_LEAF_1G),
+                ("BARBUF_CAP_LEAF_2M", CAP_LEAF_2M),
+                ("BARBUF_REGION_MEMORY_ONLY", u64::from(REGION_MEMORY_ONLY)),
+                ("BARBUF_REGION_PREFETCHABLE", u64::from(REGION_PREFETCHABLE)),
+                ("BARBUF_REGION_POOL", u64::from(REGION_POOL)),
+            ] {
+                writeln!(f, "const {name} {value:#x}")?;
+            }
+            Ok(())
+        }
+    };
+}
+
+const fn size_of_member<S, M>(_: fn(&S) -> M) -> usize {
+    size_of::<M>()
+}
+
+/// A struct whose first member is its size.
+pub(crate) trait Struct: FromBytes + IntoBytes + Copy {
+    /// Its size when it was first published: up to and with its last member of then.
+    const MIN: usize;
+}
+
+structs! {
+    /// One region; an element of the array in [`Info`].
+    RegionInfo = "barbuf_region_info", min nr_buffers {
+        index: u32,
+        bar: u32,
+        offset: u64,
+        length: u64,
+        free: u64,
+        phys_class: u64,
+        max_page_shift: u32,
+        page_shift: u32,
+        backings: u32,
+        caches: u32,
+        flags: u32,
+        nr_buffers: u32,
+    }
+    /// `BARBUF_INFO`
+    Info = "barbuf_info", min out_name {
+        size: u32,
+        flags: u32,
+        out_abi: u32,
+        out_kind: u32,
+        out_capabilities: u64,
+        nr_regions: u32,
+        region_stride: u32,
+        regions: u64,
+        out_name: [u8; NAME_LEN],
+    }
+    /// Bytes of a region.
+    UserRange = "barbuf_range", min length {
+        offset: u64,
+        length: u64,
+    }
+    /// `BARBUF_EXPORT`
+    Export = "barbuf_export", min out_phys_class {
+        size: u32,
+        flags: u32,
+        region: u32,
+        backing: u32,
+        cache: u32,
+        open_flags: u32,
+        eventfd: i32,
+        page_shift: u32,
+        ranges: u64,
+        nr_ranges: u32,
+        out_fd: i32,
+        out_page_shift: u32,
+        reserved: u32,
+        out_size: u64,
+        out_cookie: u64,
+        out_phys_class: u64,
+    }
+    /// `BARBUF_QUERY`
+    Query = "barbuf_query", min out_name {
+        size: u32,
+        flags: u32,
+        fd: i32,
+        out_state: u32,
+        out_generation: u64,
+        out_size: u64,
+        out_cookie: u64,
+        out_phys_class: u64,
+        out_kind: u32,
+        out_region: u32,
+        out_backing: u32,
+        out_cache: u32,
+        out_page_shift: u32,
+        out_export_flags: u32,
+        out_access: u32,
+        out_attachments: u32,
+        out_faults_4k: u64,
+        out_faults_2m: u64,
+        out_faults_1g: u64,
+        out_faults: u64,
+        out_mappings: u64,
+        out_mapped_bytes: u64,
+        nr_ranges: u32,
+        reserved: u32,
+        ranges: u64,
+        out_name: [u8; NAME_LEN],
+    }
+    /// `BARBUF_REVOKE`
+    Revoke = "barbuf_revoke", min reserved {
+        size: u32,
+        flags: u32,
+        fd: i32,
+        reserved: u32,
+    }
+    /// `BARBUF_ADOPT` and `BARBUF_RELEASE`
+    Adopt = "barbuf_adopt", min name {
+        size: u32,
+        flags: u32,
+        name: [u8; NAME_LEN],
+    }
+}
