@@ -14,6 +14,7 @@ use crate::pure::{
 use core::ptr::null_mut;
 use kernel::{
     bindings,
+    error::from_err_ptr,
     prelude::*, //
 };
 
@@ -85,50 +86,68 @@ fn usable(layout: &Layout) -> bool {
             .is_some_and(|end| end <= layout.size)
 }
 
-/// A file's contents.
-///
-/// # Invariants
-///
-/// `buffer` was allocated by the kernel for us, and its first `len` bytes are initialised.
-struct Contents {
-    buffer: *mut kernel::ffi::c_void,
-    len: usize,
-}
+/// What a file contains.
+struct Contents(KVVec<u8>);
 
 impl Contents {
+    /// Reads the file at `path`. Sleeps.
+    ///
+    /// This is no reading "for the kernel" in the sense of the security modules, which know files of
+    /// certain kinds only: nothing in it is executed or loaded.
     fn read(path: &CStr) -> Result<Self> {
-        let mut buffer = null_mut();
-        // SAFETY: A null buffer asks the function to allocate one; `path` is a string.
-        let read = unsafe {
-            bindings::kernel_read_file_from_path(
-                path.as_char_ptr(),
-                0,
-                &mut buffer,
-                BTF_LIMIT,
-                null_mut(),
-                bindings::kernel_read_file_id_READING_UNKNOWN,
-            )
-        };
-        if read < 0 {
-            // CAST: Errnos are small.
-            return Err(Error::from_errno(read as i32));
+        let file = OpenFile::open(path)?;
+        let len = file.len().filter(|len| *len <= BTF_LIMIT).ok_or(EFBIG)?;
+        let mut bytes = KVVec::from_elem(0u8, len, GFP_KERNEL)?;
+        let mut at = 0usize;
+        while let Some(rest) = bytes.get_mut(at..).filter(|rest| !rest.is_empty()) {
+            match file.read(rest, at)? {
+                0 => return Err(EIO),
+                count => at = at.saturating_add(count),
+            }
         }
-        // INVARIANT: The function has allocated it and read that many bytes.
-        Ok(Self {
-            buffer,
-            len: read as usize,
-        })
+        Ok(Self(bytes))
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: By the type's invariant.
-        unsafe { core::slice::from_raw_parts(self.buffer.cast(), self.len) }
+        &self.0
     }
 }
 
-impl Drop for Contents {
+/// A file that the kernel has opened for itself.
+///
+/// # Invariants
+///
+/// Owns one reference to an open file.
+struct OpenFile(*mut bindings::file);
+
+impl OpenFile {
+    fn open(path: &CStr) -> Result<Self> {
+        // SAFETY: `path` is a string.
+        let file = unsafe { bindings::filp_open(path.as_char_ptr(), bindings::O_RDONLY as i32, 0) };
+        // INVARIANT: `filp_open` returns a reference.
+        Ok(Self(from_err_ptr(file)?))
+    }
+
+    fn len(&self) -> Option<usize> {
+        // SAFETY: The file is open, and has an inode. Nobody changes the size of a file in sysfs.
+        usize::try_from(unsafe { (*(*self.0).f_inode).i_size }).ok()
+    }
+
+    /// Reads some bytes from offset `at`; 0 at the end.
+    fn read(&self, to: &mut [u8], at: usize) -> Result<usize> {
+        let mut position = i64::try_from(at).map_err(|_| EFBIG)?;
+        // SAFETY: The file is open, and the buffer is as long as we say.
+        let count = unsafe {
+            bindings::kernel_read(self.0, to.as_mut_ptr().cast(), to.len(), &mut position)
+        };
+        // CAST: Errnos are small.
+        usize::try_from(count).map_err(|_| Error::from_errno(count as i32))
+    }
+}
+
+impl Drop for OpenFile {
     fn drop(&mut self) {
-        // SAFETY: Allocated by `kernel_read_file`, with vmalloc.
-        unsafe { bindings::kvfree(self.buffer) };
+        // SAFETY: Gives back the reference that the type owns.
+        unsafe { bindings::filp_close(self.0, null_mut()) };
     }
 }

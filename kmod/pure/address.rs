@@ -5,7 +5,7 @@
 use core::fmt;
 
 /// Where a function sits: `0000:03:00.0`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The PCI domain.
     pub domain: u32,
@@ -18,7 +18,8 @@ pub struct Address {
 }
 
 impl Address {
-    /// Reads the form that [`fmt::Display`] writes. `None` for anything else.
+    /// Reads `0000:03:00.0`: hexadecimal digits in either case, four or more of them for the domain.
+    /// `None` for anything else.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = core::str::from_utf8(text).ok()?;
         let (domain, rest) = text.split_once(':')?;
