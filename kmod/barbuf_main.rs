@@ -14,6 +14,8 @@ mod copy;
 mod debug;
 mod export;
 mod ext;
+#[cfg(CONFIG_KUNIT)]
+mod kunit;
 mod map;
 mod node;
 mod provider;
