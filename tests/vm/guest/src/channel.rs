@@ -24,7 +24,10 @@ impl Channel {
         let mut settings = tcgetattr(&port)?;
         cfmakeraw(&mut settings);
         tcsetattr(&port, SetArg::TCSANOW, &settings)?;
-        Ok(Channel { port, partial: Vec::new() })
+        Ok(Channel {
+            port,
+            partial: Vec::new(),
+        })
     }
 
     /// Sends one line. Line breaks in the text would forge further lines; they become spaces.
@@ -49,7 +52,11 @@ impl Channel {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            if poll(&mut [PollFd::new(self.port.as_fd(), PollFlags::POLLIN)], wait)? == 0 {
+            if poll(
+                &mut [PollFd::new(self.port.as_fd(), PollFlags::POLLIN)],
+                wait,
+            )? == 0
+            {
                 return Err(io::Error::other("the host does not answer"));
             }
             let mut buffer = [0; 512];

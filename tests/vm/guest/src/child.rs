@@ -73,16 +73,27 @@ pub(crate) fn run(
         (verdict, None) => verdict,
     };
     let mut notes = running.notes;
-    notes.extend(String::from_utf8_lossy(&running.text).lines().map(|line| format!("| {line}")));
-    Ok(Ended { verdict, took, notes })
+    notes.extend(
+        String::from_utf8_lossy(&running.text)
+            .lines()
+            .map(|line| format!("| {line}")),
+    );
+    Ok(Ended {
+        verdict,
+        took,
+        notes,
+    })
 }
 
 impl<'a> Running<'a> {
     fn start(suite: &str, test: &str, channel: &'a mut Channel, scale: u32) -> io::Result<Self> {
-        let (socket, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let (output, stdout) =
-            pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
+        let (socket, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        let (output, stdout) = pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)?;
         // Only our end must not block.
         let stdout = reopen_blocking(stdout)?;
         let mut command = Command::new(SUITES);
@@ -92,7 +103,10 @@ impl<'a> Running<'a> {
             .stdin(Stdio::null())
             .stderr(stdout.try_clone()?)
             .stdout(stdout)
-            .fd_mappings(vec![FdMapping { parent_fd: theirs, child_fd: TEST_FD }])
+            .fd_mappings(vec![FdMapping {
+                parent_fd: theirs,
+                child_fd: TEST_FD,
+            }])
             .map_err(io::Error::other)?;
         let child = command.spawn()?;
         Ok(Running {
@@ -118,13 +132,24 @@ impl<'a> Running<'a> {
                 return Ok(None);
             }
             // After its last packet a test exits at once: look closely then.
-            let tick = if self.verdict.is_some() { Duration::from_millis(1) } else { TICK };
+            let tick = if self.verdict.is_some() {
+                Duration::from_millis(1)
+            } else {
+                TICK
+            };
             let mut fds = [
                 PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.output.as_fd(), PollFlags::POLLIN),
             ];
-            let watched = if self.verdict.is_some() { &mut fds[1..] } else { &mut fds[..] };
-            poll(watched, PollTimeout::try_from(tick).unwrap_or(PollTimeout::MAX))?;
+            let watched = if self.verdict.is_some() {
+                &mut fds[1..]
+            } else {
+                &mut fds[..]
+            };
+            poll(
+                watched,
+                PollTimeout::try_from(tick).unwrap_or(PollTimeout::MAX),
+            )?;
             self.drain();
         }
     }
@@ -186,9 +211,20 @@ fn where_it_hangs(pid: u32) -> Vec<String> {
     for thread in threads.flatten().take(8) {
         let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
         let state = read("stat");
-        let state = state.rsplit(") ").next().unwrap_or("?").chars().next().unwrap_or('?');
+        let state = state
+            .rsplit(") ")
+            .next()
+            .unwrap_or("?")
+            .chars()
+            .next()
+            .unwrap_or('?');
         notes.push(format!("thread {:?} in state {state}", thread.file_name()));
-        notes.extend(read("stack").lines().take(12).map(|line| format!("  {line}")));
+        notes.extend(
+            read("stack")
+                .lines()
+                .take(12)
+                .map(|line| format!("  {line}")),
+        );
     }
     notes
 }

@@ -27,8 +27,14 @@ pub(crate) fn mount_all() -> io::Result<()> {
         ("tracefs", "/sys/kernel/tracing"),
     ] {
         fs::create_dir_all(target)?;
-        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
-            .map_err(|errno| sysfs::named(format!("cannot mount {kind} on {target}"), errno.into()))?;
+        mount(
+            Some(kind),
+            target,
+            Some(kind),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .map_err(|errno| sysfs::named(format!("cannot mount {kind} on {target}"), errno.into()))?;
     }
     Ok(())
 }

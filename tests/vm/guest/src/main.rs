@@ -50,8 +50,13 @@ fn boot() -> io::Result<()> {
 /// Gives the console to a person until the shell ends.
 fn shell(spec: &BootSpec) -> io::Result<()> {
     let busybox = "/bin/busybox";
-    Command::new(busybox).args(["--install", "-s", "/bin"]).status()?;
-    println!("\nbarbuf test guest, {} kernel, topology {}", spec.kernel, spec.topology.name);
+    Command::new(busybox)
+        .args(["--install", "-s", "/bin"])
+        .status()?;
+    println!(
+        "\nbarbuf test guest, {} kernel, topology {}",
+        spec.kernel, spec.topology.name
+    );
     for device in &spec.topology.devices {
         let address = device.place.find();
         let address = address.as_deref().and_then(|path| path.file_name());

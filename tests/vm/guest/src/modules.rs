@@ -56,7 +56,10 @@ pub fn unload(name: &str) -> io::Result<()> {
 
 pub fn is_loaded(name: &str) -> bool {
     // Modules that are built in have this directory for their parameters, but no state.
-    Path::new("/sys/module").join(name).join("initstate").exists()
+    Path::new("/sys/module")
+        .join(name)
+        .join("initstate")
+        .exists()
 }
 
 /// How many users keep a module from being unloaded.

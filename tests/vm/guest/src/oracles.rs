@@ -83,7 +83,10 @@ impl<'a> Oracles<'a> {
         }
         match open_descriptors() {
             Ok(now) if now == self.descriptors => {}
-            now => wrong.push(format!("init has {now:?} open files, {} before", self.descriptors)),
+            now => wrong.push(format!(
+                "init has {now:?} open files, {} before",
+                self.descriptors
+            )),
         }
         wrong.extend(self.after_test());
         wrong
@@ -113,7 +116,12 @@ impl<'a> Oracles<'a> {
                 continue;
             }
             let name = |driver: &Option<String>| driver.clone().unwrap_or("no driver".into());
-            wrong.push(format!("{} has {}, had {}", device.id, name(&is), name(&was)));
+            wrong.push(format!(
+                "{} has {}, had {}",
+                device.id,
+                name(&is),
+                name(&was)
+            ));
             // What cannot be repaired shows again after the next test.
             let _ = sysfs::write(path.join("driver_override"), "\n");
             if let (Some(driver), Some(bdf)) = (&is, path.file_name().and_then(|n| n.to_str())) {
@@ -153,15 +161,23 @@ impl<'a> Oracles<'a> {
     fn reload(&self, product: &str) -> io::Result<()> {
         modules::unload(product)?;
         let iomem = sysfs::iomem_lines_of(product)?;
-        let files = ["/dev", "/sys/kernel/debug", "/sys/bus/pci/drivers", "/sys/module"]
-            .map(|dir| format!("{dir}/{product}"));
+        let files = [
+            "/dev",
+            "/sys/kernel/debug",
+            "/sys/bus/pci/drivers",
+            "/sys/module",
+        ]
+        .map(|dir| format!("{dir}/{product}"));
         let files = files.into_iter().filter(|path| Path::new(path).exists());
         let traces: Vec<String> = iomem.into_iter().chain(files).collect();
         self.modules.load(product, "")?;
         if traces.is_empty() {
             Ok(())
         } else {
-            Err(io::Error::other(format!("after unloading {product}: {}", traces.join(", "))))
+            Err(io::Error::other(format!(
+                "after unloading {product}: {}",
+                traces.join(", ")
+            )))
         }
     }
 

@@ -31,7 +31,9 @@ pub(crate) fn run(
     for (index, suite) in suites.iter().enumerate() {
         let good = run_suite(spec, suite, &mut oracles, &mut report)?;
         let word = if good { "ok" } else { "not ok" };
-        report.channel.line(&format!("{word} {} {}", index + 1, suite.name))?;
+        report
+            .channel
+            .line(&format!("{word} {} {}", index + 1, suite.name))?;
     }
     Ok(())
 }
@@ -43,14 +45,24 @@ fn run_suite(
     report: &mut Report,
 ) -> io::Result<bool> {
     report.channel.line("  KTAP version 1")?;
-    report.channel.line(&format!("  # Subtest: {}", suite.name))?;
-    report.channel.line(&format!("  1..{}", suite.tests.len() + 1))?;
+    report
+        .channel
+        .line(&format!("  # Subtest: {}", suite.name))?;
+    report
+        .channel
+        .line(&format!("  1..{}", suite.tests.len() + 1))?;
     oracles.before_suite();
     let mut good = true;
     for (index, test) in suite.tests.iter().enumerate() {
         report.begin(suite, test)?;
         let limit = Duration::from_secs(test.timeout_s.into());
-        let ended = child::run(&suite.name, &test.name, limit, spec.time_scale, &mut report.channel);
+        let ended = child::run(
+            &suite.name,
+            &test.name,
+            limit,
+            spec.time_scale,
+            &mut report.channel,
+        );
         let mut ended = ended.unwrap_or_else(|error| Ended {
             verdict: Verdict::Failed(format!("init: {error}")),
             took: Duration::ZERO,
@@ -59,12 +71,18 @@ fn run_suite(
         blame(&mut ended, oracles.after_test());
         good &= report.end(suite, &test.name, index + 1, ended)?;
     }
-    let test = TestPlan { name: ORACLES.into(), timeout_s: ORACLES_WITHIN_S };
+    let test = TestPlan {
+        name: ORACLES.into(),
+        timeout_s: ORACLES_WITHIN_S,
+    };
     report.begin(suite, &test)?;
     let started = Instant::now();
     let wrong = oracles.after_suite();
-    let mut ended =
-        Ended { verdict: Verdict::Passed, took: started.elapsed(), notes: Vec::new() };
+    let mut ended = Ended {
+        verdict: Verdict::Passed,
+        took: started.elapsed(),
+        notes: Vec::new(),
+    };
     blame(&mut ended, wrong);
     good &= report.end(suite, ORACLES, suite.tests.len() + 1, ended)?;
     Ok(good)
@@ -92,12 +110,20 @@ impl Report {
     fn begin(&mut self, suite: &SuitePlan, test: &TestPlan) -> io::Result<()> {
         let (suite, name) = (&suite.name, &test.name);
         mark(&format!("{CONSOLE_BEGIN}{suite}::{name}"))?;
-        self.channel.line(&format!("{BEGIN}{suite} {name} {}", test.timeout_s))
+        self.channel
+            .line(&format!("{BEGIN}{suite} {name} {}", test.timeout_s))
     }
 
-    fn end(&mut self, suite: &SuitePlan, name: &str, number: usize, ended: Ended) -> io::Result<bool> {
+    fn end(
+        &mut self,
+        suite: &SuitePlan,
+        name: &str,
+        number: usize,
+        ended: Ended,
+    ) -> io::Result<bool> {
         mark(&format!("{CONSOLE_END}{}::{name}", suite.name))?;
-        self.channel.line(&format!("  # time_us {}", ended.took.as_micros()))?;
+        self.channel
+            .line(&format!("  # time_us {}", ended.took.as_micros()))?;
         let (word, directive) = match &ended.verdict {
             Verdict::Passed => ("ok", String::new()),
             Verdict::Skipped(why) => ("ok", format!(" # SKIP {why}")),
@@ -108,7 +134,8 @@ impl Report {
                 ("not ok", String::new())
             }
         };
-        self.channel.line(&format!("  {word} {number} {name}{directive}"))?;
+        self.channel
+            .line(&format!("  {word} {number} {name}{directive}"))?;
         Ok(word == "ok")
     }
 }

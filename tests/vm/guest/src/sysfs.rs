@@ -22,7 +22,12 @@ pub fn write(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
         .write(true)
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|error| named(format!("cannot write {text:?} to {}", path.display()), error))
+        .map_err(|error| {
+            named(
+                format!("cannot write {text:?} to {}", path.display()),
+                error,
+            )
+        })
 }
 
 /// The kernel's taint bits.
@@ -66,7 +71,11 @@ pub fn iomem_lines_of(owner: &str) -> io::Result<Vec<String>> {
     let text = fs::read_to_string("/proc/iomem")?;
     Ok(text
         .lines()
-        .filter(|line| line.split(" : ").nth(1).is_some_and(|name| name.contains(owner)))
+        .filter(|line| {
+            line.split(" : ")
+                .nth(1)
+                .is_some_and(|name| name.contains(owner))
+        })
         .map(|line| line.trim().to_owned())
         .collect())
 }

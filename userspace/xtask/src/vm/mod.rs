@@ -1,23 +1,219 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Virtual machines: topologies, boot, guest tests, judging.
+//! Virtual machines: topologies, boots, guest tests, judging.
+//!
+//! [`plan`] turns the list of tests into boots, [`parts`] gathers what a guest is made of,
+//! [`boot`] runs one and follows its report ([`ktap`]) and its console ([`judge`]), and serves
+//! what tests ask of the host ([`backing`], [`qmp`]).
 
+mod backing;
+mod boot;
+mod initramfs;
+mod judge;
+mod kmods;
+mod ktap;
+mod parts;
+mod plan;
+mod qemu;
+mod qmp;
+mod selftest;
+mod topology;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use barbuf_guest::protocol::{Job, ORACLES};
 
 use crate::cli::{DemoArgs, ShellArgs, TestArgs};
 use crate::ctx::Ctx;
-use crate::report::Report;
+use crate::kernel::{self, Flavour};
+use crate::report::{Outcome, Report, TestResult};
+use backing::Stores;
+use boot::{Boot, Ended, Progress};
+use ktap::Status;
+use parts::{Parts, Programs};
+use plan::{PlannedBoot, Selection};
+use qemu::Accelerator;
+use topology::Topology;
 
-pub(crate) fn demo(_ctx: &Ctx, _args: &DemoArgs) -> Result<ExitCode> {
-    bail!("no virtual machine yet")
+const DEFAULT_TOPOLOGY: &str = "npu-cmb";
+
+/// Boots the demonstration and prints what it says.
+pub(crate) fn demo(ctx: &Ctx, args: &DemoArgs) -> Result<ExitCode> {
+    let topology = chosen(args.topology.as_deref(), args.icount)?;
+    let programs = Programs::build(ctx)?;
+    let tests = programs.list("--list")?;
+    // The demonstration is written for the default topology; on another it shows what is there.
+    let tests: Vec<_> = tests.iter().filter(|test| test.suite == "demo").collect();
+    let parts = Parts::gather(kernel::ensure(Flavour::Stock, ctx)?, &programs, ctx)?;
+    say_where(ctx, &topology);
+    let boot = Boot {
+        topology: &topology,
+        parts: &parts,
+        suites: plan::suites(&tests),
+        console: Vec::new(),
+        panics: false,
+        dir: boot_dir(ctx, "demo"),
+        keep: args.keep,
+    };
+    let step = ctx.ui.step(format!(
+        "boot {} with {}",
+        parts.kernel.release, topology.name
+    ));
+    let mut good = true;
+    boot.run(&mut |progress| match progress {
+        Progress::Begin(_) => {}
+        Progress::Say(text) => ctx.ui.line(text),
+        Progress::Ended(Ended {
+            test,
+            status: Status::Failed(why),
+            ..
+        }) => {
+            good = false;
+            ctx.ui.line(&format!("{test} failed: {why}"));
+        }
+        Progress::Ended(_) => {}
+    })?;
+    step.done();
+    ctx.ui.line(if good { "demo: PASS" } else { "demo: FAIL" });
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-pub(crate) fn shell(_ctx: &Ctx, _args: &ShellArgs) -> Result<ExitCode> {
-    bail!("no virtual machine yet")
+/// Gives a person the console of a guest.
+pub(crate) fn shell(ctx: &Ctx, args: &ShellArgs) -> Result<ExitCode> {
+    let topology = chosen(args.topology.as_deref(), false)?;
+    let programs = Programs::build(ctx)?;
+    let parts = Parts::gather(kernel::ensure(args.kernel, ctx)?, &programs, ctx)?;
+    say_where(ctx, &topology);
+    let dir = boot_dir(ctx, "shell");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let initramfs = dir.join("initramfs.cpio");
+    let spec = parts.spec(&topology, parts.time_scale(&topology), Job::Shell);
+    std::fs::write(&initramfs, boot::build_initramfs(&parts, &spec)?)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let stores = Stores::create(topology.machine().devices, &dir, 1)?;
+    let status = parts
+        .guest(&topology, &initramfs)
+        .start_interactive(&stores)?
+        .wait()?;
+    if !status.success() {
+        bail!("QEMU ended with {status}");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn test(_ctx: &Ctx, _args: &TestArgs, _report: &mut Report<'_>) -> Result<()> {
-    bail!("no virtual machine yet")
+/// Runs the guest tests on each kernel.
+pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Result<()> {
+    let selection = Selection {
+        filter: args.filter.as_deref(),
+        topology: args.topology.as_deref(),
+    };
+    if let Some(name) = selection.topology {
+        topology::find(name)?;
+    }
+    let programs = Programs::build(ctx)?;
+    let tests = programs.list("--list")?;
+    plan::check(&tests)?;
+    for (index, &flavour) in args.kernel.flavours().iter().enumerate() {
+        let boots = plan::boots(&tests, flavour, &selection);
+        let selftest = index == 0 && selftest::is_selected(&selection);
+        if boots.is_empty() && !selftest {
+            continue;
+        }
+        let parts = Parts::gather(kernel::ensure(flavour, ctx)?, &programs, ctx)?;
+        ctx.ui.line(&format!(
+            "\n{flavour} kernel {} ({}), accelerator: {}",
+            parts.kernel.release,
+            parts.kernel.version,
+            Accelerator::probe()
+        ));
+        if selftest {
+            selftest::run(ctx, &parts, &programs, args.keep, report)?;
+        }
+        for planned in boots {
+            run_planned(ctx, args, &parts, planned, report)?;
+        }
+    }
+    Ok(())
+}
+
+fn run_planned(
+    ctx: &Ctx,
+    args: &TestArgs,
+    parts: &Parts,
+    planned: PlannedBoot,
+    report: &mut Report<'_>,
+) -> Result<()> {
+    let topology = if args.icount {
+        planned.topology.clone().with_icount()
+    } else {
+        planned.topology
+    };
+    let boot = Boot {
+        topology: &topology,
+        parts,
+        suites: planned.suites,
+        console: planned.console,
+        panics: planned.panics,
+        dir: boot_dir(ctx, &planned.name),
+        keep: args.keep,
+    };
+    ctx.ui
+        .line(&format!("\n{}: {}", topology.name, topology.purpose));
+    let step = ctx.ui.step(format!("boot {}", planned.name));
+    let place = parts.kernel.flavour.to_string();
+    let result = boot.run(&mut |progress| match progress {
+        Progress::Begin(test) => step.note(test),
+        Progress::Say(text) => ctx.ui.line(&format!("        {text}")),
+        Progress::Ended(mut ended) => {
+            // The oracles of a suite run once in each boot of it.
+            if ended.test.ends_with(&format!("::{ORACLES}")) {
+                ended.test = format!("{}@{}", ended.test, topology.name);
+            }
+            report.add(to_result(&place, ended));
+        }
+    });
+    // Where the boot failed its result has said so, with more than a step could.
+    step.done();
+    result
+}
+
+fn to_result(place: &str, ended: Ended) -> TestResult {
+    let (outcome, detail) = match ended.status {
+        Status::Passed => (Outcome::Passed, None),
+        Status::Failed(why) => (Outcome::Failed, Some(why)),
+        Status::Skipped(why) => (Outcome::Skipped, Some(why)),
+    };
+    TestResult {
+        place: place.into(),
+        name: ended.test,
+        outcome,
+        time: ended.time,
+        detail,
+    }
+}
+
+fn chosen(name: Option<&str>, icount: bool) -> Result<Topology> {
+    let topology = topology::find(name.unwrap_or(DEFAULT_TOPOLOGY))?;
+    Ok(if icount {
+        topology.with_icount()
+    } else {
+        topology
+    })
+}
+
+fn say_where(ctx: &Ctx, topology: &Topology) {
+    ctx.ui
+        .line(&format!("topology {}: {}", topology.name, topology.purpose));
+    ctx.ui
+        .line(&format!("accelerator: {}", Accelerator::probe()));
+}
+
+fn boot_dir(ctx: &Ctx, name: &str) -> PathBuf {
+    ctx.target.join("vm").join(name)
 }

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The tests that run inside the guest, as one static program.
+//!
+//! On the host `suites --list` tells what there is; in the guest init starts
+//! `suites SUITE TEST` once per test. A new suite is a file here and a line in [`SUITES`].
+
+mod demo;
+mod kit;
+mod provoke;
+mod smoke;
+mod support;
+
+use std::process::ExitCode;
+
+use support::{Suite, list, run};
+
+/// What `make test` runs, in this order.
+const SUITES: &[Suite] = &[smoke::SUITE, demo::SUITE];
+
+/// What only the runner's test of itself runs: tests that must fail, or take the guest down.
+const PROVOCATIONS: &[Suite] = &[provoke::SUITE];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["--list"] => list(SUITES),
+        ["--list-provocations"] => list(PROVOCATIONS),
+        [suite, test] => run(SUITES.iter().chain(PROVOCATIONS), suite, test),
+        _ => {
+            eprintln!("usage: suites --list | --list-provocations | SUITE TEST");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What every guest of a kernel is made of: the kernel, modules, init, the tests.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use barbuf_guest::protocol::{BootSpec, Job, ListedTest};
+
+use super::kmods::{self, Module};
+use super::topology::Topology;
+use crate::ctx::Ctx;
+use crate::kernel::{Flavour, Kernel};
+use crate::module;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Modules of the kernel that tests may load, where they are not built in.
+const WANTED: &[&str] = &["nvme", "ext4", "vfio_pci", "vfio_iommu_type1"];
+/// The module under test.
+const PRODUCT: &str = "barbuf";
+
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) kernel: Kernel,
+    pub(crate) modules: Vec<Module>,
+    pub(crate) init: PathBuf,
+    pub(crate) suites: PathBuf,
+}
+
+/// The programs of the guest, which also tell on the host what tests there are.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    init: PathBuf,
+    suites: PathBuf,
+}
+
+impl Programs {
+    /// Builds them as static programs: the guest has no libraries.
+    pub(crate) fn build(ctx: &Ctx) -> Result<Self> {
+        let step = ctx.ui.step("build the guest's programs");
+        // Flags for the guest must not make cargo build the host's programs anew each time.
+        let target_dir = ctx.target.join("guest");
+        let output = Command::new("cargo")
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--locked",
+                "--target",
+                TARGET,
+            ])
+            .args(["-p", "barbuf-guest", "-p", "barbuf-suites", "--bins"])
+            .arg("--manifest-path")
+            .arg(ctx.repo.join("userspace/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target_dir)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+            .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!(
+                "the guest's programs do not build\n{}",
+                String::from_utf8_lossy(&output.stderr).trim_end()
+            );
+        }
+        step.done();
+        let dir = target_dir.join(TARGET).join("release");
+        Ok(Programs {
+            init: dir.join("barbuf-guest"),
+            suites: dir.join("barbuf-suites"),
+        })
+    }
+
+    /// What tests there are.
+    pub(crate) fn list(&self, option: &str) -> Result<Vec<ListedTest>> {
+        let output = Command::new(&self.suites).arg(option).output();
+        let output = output.with_context(|| format!("cannot run {}", self.suites.display()))?;
+        if !output.status.success() {
+            bail!(
+                "{} {option} ended with {}",
+                self.suites.display(),
+                output.status
+            );
+        }
+        serde_json::from_slice(&output.stdout).context("the list of tests is no list of tests")
+    }
+}
+
+impl Parts {
+    /// Gathers what guests of this kernel need.
+    pub(crate) fn gather(kernel: Kernel, programs: &Programs, ctx: &Ctx) -> Result<Self> {
+        let built = module::build(&kernel, ctx)?;
+        let mut modules = kmods::collect(&kernel.modules, WANTED)
+            .with_context(|| format!("the modules of the {} kernel", kernel.flavour))?;
+        for path in &built.modules {
+            modules.push(kmods::own(path)?);
+        }
+        if !modules.iter().any(|module| module.file.name == PRODUCT) {
+            bail!("the build made no {PRODUCT}.ko");
+        }
+        let Programs { init, suites } = programs.clone();
+        Ok(Parts {
+            kernel,
+            modules,
+            init,
+            suites,
+        })
+    }
+
+    /// By how much a guest is slower than the stock kernel without KVM, for which time limits
+    /// are written.
+    pub(crate) fn time_scale(&self, topology: &Topology) -> u32 {
+        let checkers = match self.kernel.flavour {
+            Flavour::Stock | Flavour::Base => 1,
+            Flavour::Debug => 6,
+        };
+        checkers * if topology.icount { 3 } else { 1 }
+    }
+
+    /// The checkers of the debug kernel keep books about every byte.
+    pub(crate) fn memory_mib(&self, topology: &Topology) -> u32 {
+        match self.kernel.flavour {
+            Flavour::Stock | Flavour::Base => topology.memory_mib,
+            Flavour::Debug => topology.memory_mib + 2048,
+        }
+    }
+
+    pub(crate) fn kernel_parameters(&self) -> &'static str {
+        match self.kernel.flavour {
+            Flavour::Stock | Flavour::Base => "",
+            // An emulated processor under KASAN stalls for longer than 21 s without any fault.
+            Flavour::Debug => "rcupdate.rcu_cpu_stall_timeout=100 kmemleak=on",
+        }
+    }
+
+    pub(crate) fn spec(&self, topology: &Topology, time_scale: u32, job: Job) -> BootSpec {
+        let mut load = Vec::new();
+        let available = |name: &str| self.modules.iter().any(|module| module.file.name == name);
+        if !topology.nvme.is_empty() && available("nvme") {
+            load.push("nvme".to_owned());
+        }
+        load.push(PRODUCT.to_owned());
+        BootSpec {
+            topology: topology.for_guest(),
+            kernel: self.kernel.flavour.to_string(),
+            modules: self
+                .modules
+                .iter()
+                .map(|module| module.file.clone())
+                .collect(),
+            load,
+            product: PRODUCT.into(),
+            time_scale,
+            job,
+        }
+    }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! From the list of tests to the list of boots.
+
+use anyhow::{Result, bail};
+use barbuf_guest::protocol::{ListedTest, SuitePlan, TestPlan};
+
+use super::topology::{self, Topology};
+use crate::kernel::Flavour;
+
+/// Which tests to run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Selection<'a> {
+    /// Part of `suite::test`.
+    pub(crate) filter: Option<&'a str>,
+    pub(crate) topology: Option<&'a str>,
+}
+
+/// Tests that share a boot.
+#[derive(Debug)]
+pub(crate) struct PlannedBoot {
+    /// Unique among the boots of a kernel; the name of its directory.
+    pub(crate) name: String,
+    pub(crate) topology: Topology,
+    pub(crate) suites: Vec<SuitePlan>,
+    pub(crate) console: Vec<String>,
+    pub(crate) panics: bool,
+}
+
+/// Refuses a list that cannot be run as it stands.
+pub(crate) fn check(tests: &[ListedTest]) -> Result<()> {
+    for (index, test) in tests.iter().enumerate() {
+        let name = full_name(test);
+        if let Err(error) = topology::find(&test.topology) {
+            bail!("the test {name}: {error:#}");
+        }
+        let plain = |text: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "_-@".contains(c);
+            !text.is_empty() && text.chars().all(allowed)
+        };
+        if !plain(&test.suite) || !plain(&test.name) {
+            bail!("the test {name:?} has a name that the report cannot carry");
+        }
+        if tests[..index].iter().any(|other| full_name(other) == name) {
+            bail!("there are two tests {name}");
+        }
+        if test.panics && test.console.is_empty() {
+            bail!("the test {name} panics and does not say with what message");
+        }
+    }
+    Ok(())
+}
+
+/// The boots for a kernel, in the order of the topologies.
+pub(crate) fn boots(
+    tests: &[ListedTest],
+    flavour: Flavour,
+    selection: &Selection<'_>,
+) -> Vec<PlannedBoot> {
+    let wanted = |test: &&ListedTest| {
+        test.kernels.contains(&flavour.to_string())
+            && selection.topology.is_none_or(|name| test.topology == name)
+            && selection
+                .filter
+                .is_none_or(|text| full_name(test).contains(text))
+    };
+    let tests: Vec<&ListedTest> = tests.iter().filter(wanted).collect();
+    let mut boots = Vec::new();
+    for topology in topology::presets() {
+        let here = || {
+            tests
+                .iter()
+                .copied()
+                .filter(|test| test.topology == topology.name)
+        };
+        let (shared, alone): (Vec<_>, Vec<_>) = here().partition(|test| test.console.is_empty());
+        if !shared.is_empty() {
+            boots.push(PlannedBoot {
+                name: format!("{flavour}-{}", topology.name),
+                topology: topology.clone(),
+                suites: suites(&shared),
+                console: Vec::new(),
+                panics: false,
+            });
+        }
+        for test in alone {
+            boots.push(PlannedBoot {
+                name: format!("{flavour}-{}-{}-{}", topology.name, test.suite, test.name),
+                topology: topology.clone(),
+                suites: suites(&[test]),
+                console: test.console.clone(),
+                panics: test.panics,
+            });
+        }
+    }
+    boots
+}
+
+/// Groups tests by suite, each in the order in which it came.
+pub(crate) fn suites(tests: &[&ListedTest]) -> Vec<SuitePlan> {
+    let mut suites: Vec<SuitePlan> = Vec::new();
+    for test in tests {
+        let plan = TestPlan {
+            name: test.name.clone(),
+            timeout_s: test.timeout_s,
+        };
+        match suites.iter_mut().find(|suite| suite.name == test.suite) {
+            Some(suite) => suite.tests.push(plan),
+            None => suites.push(SuitePlan {
+                name: test.suite.clone(),
+                tests: vec![plan],
+            }),
+        }
+    }
+    suites
+}
+
+fn full_name(test: &ListedTest) -> String {
+    format!("{}::{}", test.suite, test.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn test(suite: &str, name: &str, topology: &str) -> ListedTest {
+        ListedTest {
+            suite: suite.into(),
+            name: name.into(),
+            topology: topology.into(),
+            kernels: vec!["stock".into()],
+            timeout_s: 1,
+            console: Vec::new(),
+            panics: false,
+        }
+    }
+
+    #[test]
+    fn an_unknown_topology_is_refused() {
+        let error = check(&[test("s", "t", "mars")]).unwrap_err().to_string();
+        assert!(
+            error.contains("the test s::t: there is no topology mars"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn two_tests_of_one_name_are_refused() {
+        let twice = [test("s", "t", "minimal"), test("s", "t", "iommu")];
+        assert!(check(&twice).is_err());
+        assert!(check(&twice[..1]).is_ok());
+        assert!(check(&[test("s", "a b", "minimal")]).is_err());
+    }
+
+    #[test]
+    fn tests_of_a_topology_share_a_boot_and_provokers_do_not() {
+        let mut alone = test("b", "oops", "minimal");
+        alone.console = vec!["bad pud".into()];
+        let mut other = test("b", "debug_only", "minimal");
+        other.kernels = vec!["debug".into()];
+        let tests = [
+            test("a", "one", "minimal"),
+            test("b", "two", "minimal"),
+            test("a", "three", "iommu"),
+            alone,
+            other,
+        ];
+        let all = boots(&tests, Flavour::Stock, &Selection::default());
+        let names: Vec<&str> = all.iter().map(|boot| boot.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["stock-minimal", "stock-minimal-b-oops", "stock-iommu"]
+        );
+        assert_eq!(all[0].suites.len(), 2);
+        let filter = Selection {
+            filter: Some("b::t"),
+            topology: None,
+        };
+        assert_eq!(boots(&tests, Flavour::Stock, &filter).len(), 1);
+        let topology = Selection {
+            filter: None,
+            topology: Some("iommu"),
+        };
+        assert_eq!(boots(&tests, Flavour::Stock, &topology).len(), 1);
+    }
+}

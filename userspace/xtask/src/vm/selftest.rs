@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The runner's test of itself: guests that misbehave in every way that it claims to notice.
+//!
+//! The misbehaviour is in `tests/suites/src/provoke.rs`. Here is what must come of it. A runner
+//! that lets any of it pass would let the same pass in a real test.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use barbuf_guest::protocol::ListedTest;
+
+use super::boot::{Boot, Ended, Progress};
+use super::boot_dir;
+use super::ktap::Status;
+use super::parts::{Parts, Programs};
+use super::plan::{self, Selection};
+use super::topology;
+use crate::ctx::Ctx;
+use crate::report::{Outcome, Report, TestResult};
+
+/// A guest, the tests that it runs, and what must come of each and of the boot.
+struct Case {
+    name: &'static str,
+    tests: &'static [(&'static str, Must)],
+    oracles: Option<Must>,
+    boot: Must,
+}
+
+#[derive(Clone, Copy)]
+enum Must {
+    Pass,
+    Skip,
+    /// Fail with a reason that contains this.
+    Fail(&'static str),
+}
+
+use Must::{Fail, Pass, Skip};
+
+const CASES: &[Case] = &[
+    Case {
+        name: "bad-tests",
+        tests: &[
+            ("passes", Pass),
+            ("fails", Fail("should be 5")),
+            ("is_skipped", Skip),
+            ("crashes", Fail("crashed: killed by SIGSEGV")),
+            ("runs_out_of_time", Fail("timed out after 1 s")),
+            (
+                "leaves_a_process",
+                Fail("left processes behind: barbuf-suites"),
+            ),
+            ("unloads_the_module", Fail("barbuf is not loaded any more")),
+            (
+                "warns",
+                Fail("console: WARNING: CPU: 0 PID: 1 at mm/provoked.c:1"),
+            ),
+            ("taints", Fail("taint went from OE to WOE")),
+        ],
+        oracles: Some(Pass),
+        boot: Pass,
+    },
+    Case {
+        name: "panic",
+        tests: &[
+            (
+                "panics_the_kernel",
+                Fail("the kernel panicked during provoke::panics_the_kernel"),
+            ),
+            ("passes", Fail("did not run: the kernel panicked")),
+        ],
+        oracles: Some(Fail("did not run")),
+        boot: Fail("Kernel panic - not syncing: sysrq triggered crash"),
+    },
+    Case {
+        name: "hang",
+        tests: &[
+            ("passes", Pass),
+            (
+                "hangs_the_guest",
+                Fail("the guest hung in provoke::hangs_the_guest"),
+            ),
+        ],
+        oracles: Some(Fail("did not run")),
+        boot: Fail("the last lines of its console"),
+    },
+    Case {
+        name: "broken-plan",
+        tests: &[
+            ("repeats_a_number", Pass),
+            ("powers_off", Fail("the guest ended before its plan did")),
+        ],
+        oracles: Some(Fail("did not run: the guest ended before its plan did")),
+        boot: Fail("broken report: result \"1 forged\" where"),
+    },
+];
+
+const PREFIX: &str = "runner::";
+
+/// Whether the selection of tests leaves these in.
+pub(crate) fn is_selected(selection: &Selection<'_>) -> bool {
+    let named = |text: &str| {
+        CASES
+            .iter()
+            .any(|case| format!("{PREFIX}{}", case.name).contains(text))
+    };
+    selection.topology.is_none() && selection.filter.is_none_or(named)
+}
+
+/// Runs the guests two at a time: each uses one processor and waits a lot.
+pub(crate) fn run(
+    ctx: &Ctx,
+    parts: &Parts,
+    programs: &Programs,
+    keep: bool,
+    report: &mut Report<'_>,
+) -> Result<()> {
+    let provocations = programs.list("--list-provocations")?;
+    plan::check(&provocations)?;
+    let step = ctx.ui.step("test the runner itself");
+    let cases = Mutex::new(CASES.iter());
+    let report = Mutex::new(report);
+    let place = parts.kernel.flavour.to_string();
+    let work = || -> Result<()> {
+        loop {
+            let Some(case) = cases.lock().expect("no worker panics").next() else {
+                return Ok(());
+            };
+            let started = Instant::now();
+            let wrong = judge(case, &run_case(ctx, parts, &provocations, case, keep)?);
+            let detail = (!wrong.is_empty()).then(|| wrong.join("\n"));
+            report.lock().expect("no worker panics").add(TestResult {
+                place: place.clone(),
+                name: format!("{PREFIX}{}", case.name),
+                outcome: if detail.is_none() {
+                    Outcome::Passed
+                } else {
+                    Outcome::Failed
+                },
+                time: Some(started.elapsed()),
+                detail,
+            });
+        }
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(work);
+        work()?;
+        match other.join() {
+            Ok(result) => result,
+            Err(_) => bail!("the test of the runner panicked"),
+        }
+    })?;
+    step.done();
+    Ok(())
+}
+
+fn run_case(
+    ctx: &Ctx,
+    parts: &Parts,
+    provocations: &[ListedTest],
+    case: &Case,
+    keep: bool,
+) -> Result<Vec<Ended>> {
+    let find = |name: &str| provocations.iter().find(|test| test.name == name);
+    let Some(tests) = case
+        .tests
+        .iter()
+        .map(|(name, _)| find(name))
+        .collect::<Option<Vec<_>>>()
+    else {
+        bail!("a provocation of {} does not exist", case.name);
+    };
+    let mut topology = topology::find("minimal")?;
+    topology.smp = 1;
+    let boot = Boot {
+        topology: &topology,
+        parts,
+        suites: plan::suites(&tests),
+        console: Vec::new(),
+        panics: false,
+        dir: boot_dir(ctx, &format!("runner-{}", case.name)),
+        keep,
+    };
+    let mut ended = Vec::new();
+    boot.run(&mut |progress| {
+        if let Progress::Ended(result) = progress {
+            ended.push(result);
+        }
+    })?;
+    Ok(ended)
+}
+
+/// What did not come as it must.
+fn judge(case: &Case, ended: &[Ended]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut expect = |test: String, must: Must| {
+        let results: Vec<&Ended> = ended.iter().filter(|result| result.test == test).collect();
+        let [result] = results[..] else {
+            wrong.push(format!("{test} has {} results", results.len()));
+            return;
+        };
+        let good = match (must, &result.status) {
+            (Pass, Status::Passed) | (Skip, Status::Skipped(_)) => true,
+            (Fail(reason), Status::Failed(why)) => why.contains(reason),
+            _ => false,
+        };
+        if !good {
+            wrong.push(match must {
+                Pass => format!("{test} should pass: {:?}", result.status),
+                Skip => format!("{test} should be skipped: {:?}", result.status),
+                Fail(reason) => format!("{test} should fail with {reason:?}: {:?}", result.status),
+            });
+        }
+    };
+    for (name, must) in case.tests {
+        expect(format!("provoke::{name}"), *must);
+    }
+    if let Some(must) = case.oracles {
+        expect("provoke::oracles".into(), must);
+    }
+    expect(format!("boot::runner-{}", case.name), case.boot);
+    wrong
+}
