@@ -81,16 +81,29 @@ impl Adoptions {
     ///
     /// `ENODEV` when it is not adopted.
     pub(crate) fn release(&self, address: Address) -> Result {
-        self.take(|function| function.address() == address)
-            .map(drop)
-            .ok_or(ENODEV)
+        let is_it = |function: &Function| function.address() == address;
+        let function = self.find(is_it).ok_or(ENODEV)?;
+        self.release_function(&function).ok_or(ENODEV)
     }
 
-    fn take(&self, is_it: impl Fn(&Function) -> bool) -> Option<Published> {
+    fn release_function(&self, function: &Function) -> Option<()> {
+        // Its driver must not go before all memory is back, and `unbinding` finds nothing to wait
+        // for once the adoption is off the list.
+        let _driver = function.lock();
+        self.take(function).map(drop)
+    }
+
+    fn find(&self, is_it: impl Fn(&Function) -> bool) -> Option<Function> {
+        let list = self.list.lock();
+        let mut functions = list.iter().map(|published| &published.provider().function);
+        functions.find(|function| is_it(function)).cloned()
+    }
+
+    fn take(&self, function: &Function) -> Option<Published> {
         let mut list = self.list.lock();
         let index = list
             .iter()
-            .position(|published| is_it(&published.provider().function))?;
+            .position(|published| published.provider().function.is(function))?;
         list.remove(index).ok()
     }
 }
@@ -99,6 +112,18 @@ impl Watcher for Adoptions {
     fn unbinding(&self, function: &Function) {
         // Dropping it waits until all memory is back in the pool, or belongs to pins that the
         // pool's own end waits for.
-        drop(self.take(|other| other.is(function)));
+        drop(self.take(function));
+    }
+}
+
+/// Releases all adopted functions when it is dropped. They must still be watched then.
+pub(crate) struct ReleaseAll(pub(crate) Arc<Adoptions>);
+
+impl Drop for ReleaseAll {
+    fn drop(&mut self) {
+        while let Some(function) = self.0.find(|_| true) {
+            // `None`: its driver was faster.
+            let _ = self.0.release_function(&function);
+        }
     }
 }

@@ -28,7 +28,10 @@ mod pure;
 mod uapi;
 
 use crate::{
-    adopt::Adoptions,
+    adopt::{
+        Adoptions,
+        ReleaseAll, //
+    },
     bound::BoundDriver,
     ext::{
         global::{
@@ -109,9 +112,8 @@ struct Barbuf {
     _control: Pin<KBox<Node<Control>>>,
     /// Unbinds all functions.
     _driver: Pin<KBox<driver::Registration<pci::Adapter<BoundDriver>>>>,
+    _adopted: ReleaseAll,
     _watch: Pin<KBox<Watch<Adoptions>>>,
-    /// Releases all functions.
-    _adoptions: Arc<Adoptions>,
     _shared: Installed,
 }
 
@@ -157,8 +159,8 @@ impl kernel::InPlaceModule for Barbuf {
                 _files <- debug::Files::new(shared),
                 _control: control,
                 _driver: driver,
+                _adopted: ReleaseAll(adoptions),
                 _watch: watch,
-                _adoptions: adoptions,
                 _shared: installed,
             }? Error))
         })

@@ -142,6 +142,7 @@ fn from_region(
     };
     let terms = Terms {
         shared: export.flags.contains(Flags::SHARED),
+        fresh: export.flags.contains(Flags::ZERO),
         cache: export.cache,
         pages,
     };
@@ -281,11 +282,12 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
         from_region(session, user.region, &export, limit, &wanted)?
     };
     if export.flags.contains(Flags::ZERO) {
+        let write_combining = export.cache == Cache::WriteCombining;
         for range in obtained.ranges.iter() {
-            memtype::zero(
-                physical(region, *range)?,
-                export.cache == Cache::WriteCombining,
-            )?;
+            // The provider may want to go meanwhile, and waits for us.
+            memtype::zero(physical(region, *range)?, write_combining, || {
+                provider.gate.is_closed()
+            })?;
         }
     }
 

@@ -178,6 +178,9 @@ impl Opener for Session {
         let ours = |buffer: &Arc<Buffer>| {
             buffer.terms.flags.contains(Flags::REVOKE_ON_CLOSE) && buffer.ticket.is_from(&this.own)
         };
+        if this.own.used() == 0 {
+            return;
+        }
         for buffer in this.provider.buffers().filter(ours) {
             // Somebody else may have done it.
             let _ = buffer.revoke();

@@ -39,6 +39,10 @@ use crate::{
         },
         exclude,
         export,
+        mode::{
+            Backing,
+            Cache, //
+        },
         order::{
             self,
             PageOrder, //
@@ -324,7 +328,8 @@ impl Provider {
     ///
     /// # Errors
     ///
-    /// `EBUSY` when page-backed buffers, or pins on their pages, of another size exist.
+    /// `EBUSY` when page-backed buffers, or pins on their pages, of another size exist, or buffers
+    /// with write combining: struct pages reserve the uncached mode for the whole region.
     fn map_for(
         &self,
         taken: &mut Taken,
@@ -335,10 +340,16 @@ impl Provider {
             if map.order() == order {
                 return Ok(map.clone());
             }
-            let paged = |claim: &Claim| claim.backing == crate::pure::mode::Backing::Page;
-            if taken.claims.iter().any(paged) {
+            if taken.any(Backing::Page) {
                 return Err(EBUSY);
             }
+        }
+        if taken
+            .claims
+            .iter()
+            .any(|claim| claim.cache == Cache::WriteCombining)
+        {
+            return Err(EBUSY);
         }
         // The old map goes first: two at the same addresses are not possible.
         taken.map = None;
@@ -406,6 +417,13 @@ impl Provider {
         taken.draining.reserve(spare, GFP_KERNEL_ACCOUNT)?;
         for range in ranges.iter() {
             alloc::check_fixed(&taken.claims, &[], &terms.claim(*range, owner)).map_err(errno)?;
+            if terms.fresh && !alloc::is_free(&taken.claims, *range) {
+                return Err(EBUSY);
+            }
+        }
+        if terms.cache == Cache::WriteCombining && !taken.any(Backing::Page) {
+            // Struct pages reserve the uncached mode for the whole region.
+            taken.map = None;
         }
         let map = match terms.pages {
             Some(order) => Some(self.map_for(taken, region, order)?),
@@ -616,6 +634,11 @@ fn largest(physical: Range) -> PageOrder {
 }
 
 impl Taken {
+    /// Whether a claim has this backing.
+    fn any(&self, backing: Backing) -> bool {
+        self.claims.iter().any(|claim| claim.backing == backing)
+    }
+
     /// Drops the claims of owners that are gone and whose pages nobody holds any more.
     fn purge(&mut self, region: &Region) {
         if self.draining.is_empty() {
@@ -655,8 +678,10 @@ pub(crate) enum Place<'a> {
 pub(crate) struct Terms {
     /// Others that say the same may have them too.
     pub(crate) shared: bool,
+    /// Nobody may have them yet, because they are going to be overwritten.
+    pub(crate) fresh: bool,
     /// The cache mode.
-    pub(crate) cache: crate::pure::mode::Cache,
+    pub(crate) cache: Cache,
     /// The size of struct pages; `None` without.
     pub(crate) pages: Option<PageOrder>,
 }
@@ -669,8 +694,8 @@ impl Terms {
             shared: self.shared,
             cache: self.cache,
             backing: match self.pages {
-                Some(_) => crate::pure::mode::Backing::Page,
-                None => crate::pure::mode::Backing::Pfn,
+                Some(_) => Backing::Page,
+                None => Backing::Pfn,
             },
         }
     }

@@ -56,12 +56,13 @@ const STEP: usize = 64 << 10;
 
 /// Writes zero to all bytes of device memory at `physical`, in chunks. Sleeps.
 ///
+/// The caller must have the addresses to itself.
+///
 /// # Errors
 ///
-/// `EINTR` when the calling task is killed, with some bytes written and some not; `ENOMEM`.
-///
-/// The caller must have the addresses to itself.
-pub(crate) fn zero(physical: Range, write_combining: bool) -> Result {
+/// `ENODEV` as soon as `stop` says so, `EINTR` when the calling task is killed: some bytes are
+/// written then and some not. `ENOMEM`.
+pub(crate) fn zero(physical: Range, write_combining: bool, stop: impl Fn() -> bool) -> Result {
     let mut at = physical.start();
     while let Some(left) = Range::between(at, physical.end()) {
         let len = left.len().min(WINDOW);
@@ -84,6 +85,9 @@ pub(crate) fn zero(physical: Range, write_combining: bool) -> Result {
             unsafe { shim::barbuf_helper_memset_io(base.byte_add(done), 0, step) };
             done = done.saturating_add(step);
             result = access::breathe();
+            if stop() {
+                result = Err(ENODEV);
+            }
         }
         // SAFETY: Mapped above.
         unsafe { bindings::iounmap(base) };
