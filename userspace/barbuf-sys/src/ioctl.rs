@@ -2,8 +2,8 @@
 
 //! Request numbers, and one raw function for each request.
 //!
-//! Each function returns what ioctl(2) returns: 0, or -1 with `errno` set. They exist where ioctl-sys knows the
-//! encoding of request numbers: Linux on x86, Arm and 64-bit RISC-V.
+//! Each function returns what ioctl(2) returns: 0, or -1 with `errno` set. They exist where
+//! ioctl-sys knows the encoding of request numbers: Linux on x86, Arm and 64-bit RISC-V.
 
 use core::ffi::c_int;
 
@@ -11,7 +11,8 @@ use ioctl_sys::io;
 
 use crate::BARBUF_IOC_MAGIC;
 
-// The size of a structure is in its first member and no part of the number, so that these are all _IO().
+// The size of a structure is in its first member and no part of the number, so that these are all
+// _IO().
 
 /// Asks a provider's node what it offers; takes a [`barbuf_info`](crate::barbuf_info).
 pub const BARBUF_INFO: u32 = io!(BARBUF_IOC_MAGIC, 0x00);
@@ -21,7 +22,8 @@ pub const BARBUF_EXPORT: u32 = io!(BARBUF_IOC_MAGIC, 0x01);
 pub const BARBUF_QUERY: u32 = io!(BARBUF_IOC_MAGIC, 0x02);
 /// Takes a buffer back; takes a [`barbuf_revoke`](crate::barbuf_revoke).
 pub const BARBUF_REVOKE: u32 = io!(BARBUF_IOC_MAGIC, 0x03);
-/// Makes a function with p2pmem a provider, on the control node; takes a [`barbuf_adopt`](crate::barbuf_adopt).
+/// Makes a function with p2pmem a provider, on the control node; takes a
+/// [`barbuf_adopt`](crate::barbuf_adopt).
 pub const BARBUF_ADOPT: u32 = io!(BARBUF_IOC_MAGIC, 0x10);
 /// Ends that; takes a [`barbuf_adopt`](crate::barbuf_adopt).
 pub const BARBUF_RELEASE: u32 = io!(BARBUF_IOC_MAGIC, 0x11);
@@ -38,8 +40,9 @@ pub const REQUESTS: &[(&str, u32)] = &[
 
 /// What the macro of ioctl-sys makes.
 ///
-/// Its forms for _IO() numbers pass either nothing or an integer. `bad read` is the one that takes a finished number
-/// and a pointer to something that the kernel may write. The `try` forms are not used: they drop a positive result.
+/// Its forms for _IO() numbers pass either nothing or an integer. `bad read` is the one that takes
+/// a finished number and a pointer to something that the kernel may write. The `try` forms are not
+/// used: they drop a positive result.
 #[allow(
     missing_docs,
     clippy::missing_safety_doc,
@@ -60,32 +63,32 @@ mod raw {
 ///
 /// # Safety
 ///
-/// `data` is valid for reads and writes of `data.size` bytes, and `data.regions` for writes of `data.nr_regions` times
-/// `data.region_stride` bytes.
+/// `data` is valid for reads and writes of `data.size` bytes, and `data.regions` for writes of
+/// `data.nr_regions` times `data.region_stride` bytes.
 pub use raw::info;
 
 /// ioctl(fd, [`BARBUF_EXPORT`], data). On success the caller owns `data.out_fd`.
 ///
 /// # Safety
 ///
-/// `data` is valid for reads and writes of `data.size` bytes, and `data.ranges` for reads (with `BARBUF_EXPORT_ANY`
-/// for writes too) of `data.nr_ranges` elements.
+/// `data` is valid for reads and writes of `data.size` bytes, and `data.ranges` for reads (with
+/// `BARBUF_EXPORT_ANY` for writes too) of `data.nr_ranges` elements.
 pub use raw::export;
 
 /// ioctl(fd, [`BARBUF_QUERY`], data).
 ///
 /// # Safety
 ///
-/// `data` is valid for reads and writes of `data.size` bytes, and `data.ranges` for writes of `data.nr_ranges`
-/// elements.
+/// `data` is valid for reads and writes of `data.size` bytes, and `data.ranges` for writes of
+/// `data.nr_ranges` elements.
 pub use raw::query;
 
 /// ioctl(fd, [`BARBUF_REVOKE`], data).
 ///
 /// # Safety
 ///
-/// `data` is valid for reads and writes of `data.size` bytes. Every mapping of the buffer, in every process, raises
-/// SIGBUS from then on.
+/// `data` is valid for reads and writes of `data.size` bytes. Every mapping of the buffer, in every
+/// process, raises SIGBUS from then on.
 pub use raw::revoke;
 
 /// ioctl(fd, [`BARBUF_ADOPT`], data).
@@ -99,9 +102,10 @@ pub use raw::adopt;
 ///
 /// # Safety
 ///
-/// `data` is valid for reads and writes of `data.size` bytes. Every mapping of a buffer of that provider raises SIGBUS
-/// from then on.
+/// `data` is valid for reads and writes of `data.size` bytes. Every mapping of a buffer of that
+/// provider raises SIGBUS from then on.
 pub use raw::release;
 
-// The wrappers must keep the result of ioctl(2) as it is, and `data` must be a pointer that the kernel may write to.
+// The wrappers must keep the result of ioctl(2) as it is, and `data` must be a pointer that the
+// kernel may write to.
 const _: unsafe fn(c_int, *mut crate::barbuf_export) -> c_int = export;

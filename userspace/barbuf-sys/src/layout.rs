@@ -2,7 +2,8 @@
 
 //! The interface as a table: for whoever compares it with another description of itself.
 //!
-//! This crate's tests compare it with the C header, the project's guest tests with what the running module says.
+//! This crate's tests compare it with the C header, the project's guest tests with what the running
+//! module says.
 
 use core::mem::{align_of, offset_of, size_of};
 

@@ -2,9 +2,10 @@
 
 //! The raw interface of the barbuf kernel module, as `uapi/linux/barbuf.h` has it.
 //!
-//! Types and constants carry the names of the C header, and the header is where their meaning is defined; what stands
-//! here is a short form of it. The types need neither `std` nor `alloc`. The feature `ioctl` (on by default, needs
-//! `std`) adds the module [`ioctl`] with the request numbers and one raw function for each request.
+//! Types and constants carry the names of the C header, and the header is where their meaning is
+//! defined; what stands here is a short form of it. The types need neither `std` nor `alloc`. The
+//! feature `ioctl` (on by default, needs `std`) adds the module [`ioctl`] with the request numbers
+//! and one raw function for each request.
 //!
 //! ```
 //! use barbuf_sys::*;
@@ -13,14 +14,14 @@
 //! assert_eq!(revoke.size, 16);
 //! ```
 //!
-//! Values that the kernel returns are plain integers and not enums, because a newer kernel may return one that this
-//! crate does not know.
+//! Values that the kernel returns are plain integers and not enums, because a newer kernel may
+//! return one that this crate does not know.
 //!
 //! # Layout
 //!
-//! No type has padding, every type is aligned to its largest member on 32-bit and 64-bit machines alike, and any bit
-//! pattern is a valid value. The tests compile the C header as C and as C++, for 64 and for 32 bits, and compare each
-//! size, offset and number.
+//! No type has padding, every type is aligned to its largest member on 32-bit and 64-bit machines
+//! alike, and any bit pattern is a valid value. The tests compile the C header as C and as C++, for
+//! 64 and for 32 bits, and compare each size, offset and number.
 
 #![no_std]
 #![deny(missing_docs, unsafe_op_in_unsafe_fn)]

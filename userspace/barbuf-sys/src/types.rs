@@ -2,8 +2,8 @@
 
 //! The structures, with the members and the order of the C header.
 //!
-//! `new()` of each structure that an ioctl takes gives one that has the right `size` and asks for nothing.
-//! Members named `out_*` are written by the kernel.
+//! `new()` of each structure that an ioctl takes gives one that has the right `size` and asks for
+//! nothing. Members named `out_*` are written by the kernel.
 
 use core::mem::{align_of, size_of};
 
@@ -15,7 +15,8 @@ macro_rules! sized {
         impl $name {
             /// `size` is that of this structure, all else is zero.
             pub const fn new() -> Self {
-                // SAFETY: All members are integers, or pointers as integers, for which zero is a valid value.
+                // SAFETY: All members are integers, or pointers as integers, for which zero is a
+                // valid value.
                 let mut value: Self = unsafe { core::mem::zeroed() };
                 value.size = size_of::<Self>() as u32;
                 value
@@ -30,7 +31,8 @@ macro_rules! sized {
     )*};
 }
 
-/// One exportable stretch of a provider. Elements of the array that [`barbuf_info::regions`] points to.
+/// One exportable stretch of a provider. Elements of the array that [`barbuf_info::regions`] points
+/// to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct barbuf_region_info {
@@ -44,12 +46,13 @@ pub struct barbuf_region_info {
     pub length: u64,
     /// Bytes that an exclusive export can still take, in pieces perhaps.
     pub free: u64,
-    /// Physical address of the first byte modulo 1 GiB. A user mapping can use a leaf of a given size only if its
-    /// address is congruent to the physical one modulo that size.
+    /// Physical address of the first byte modulo 1 GiB. A user mapping can use a leaf of a given
+    /// size only if its address is congruent to the physical one modulo that size.
     pub phys_class: u64,
     /// log2 of the largest leaf that fits anywhere in the region.
     pub max_page_shift: u32,
-    /// log2 of the largest compound page that page backing can use here, 0 if the region has no page backing.
+    /// log2 of the largest compound page that page backing can use here, 0 if the region has no
+    /// page backing.
     pub page_shift: u32,
     /// Bit `1 << BARBUF_BACKING_*` for each one that is possible.
     pub backings: u32,
@@ -75,11 +78,12 @@ pub struct barbuf_info {
     pub out_kind: u32,
     /// `BARBUF_CAP_*`.
     pub out_capabilities: u64,
-    /// On entry the number of elements that `regions` has room for; on return the number of regions, which may be
-    /// larger.
+    /// On entry the number of elements that `regions` has room for; on return the number of
+    /// regions, which may be larger.
     pub nr_regions: u32,
-    /// Size of [`barbuf_region_info`] as the caller knows it, a multiple of 8 that is not below its first published
-    /// size. The kernel fills each element up to that size, with zeros where it knows less.
+    /// Size of [`barbuf_region_info`] as the caller knows it, a multiple of 8 that is not below its
+    /// first published size. The kernel fills each element up to that size, with zeros where it
+    /// knows less.
     pub region_stride: u32,
     /// Pointer to an array of [`barbuf_region_info`], may be 0 if `nr_regions` is 0.
     pub regions: u64,
@@ -99,8 +103,8 @@ pub struct barbuf_range {
 
 /// Argument of `BARBUF_EXPORT`: makes a dma-buf of bytes of one region. Provider nodes only.
 ///
-/// A buffer lives as long as its file descriptors, mappings and attachments; its bytes can be exported again when the
-/// last of those, and the last pin on its pages, is gone.
+/// A buffer lives as long as its file descriptors, mappings and attachments; its bytes can be
+/// exported again when the last of those, and the last pin on its pages, is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct barbuf_export {
@@ -114,16 +118,17 @@ pub struct barbuf_export {
     pub backing: u32,
     /// `BARBUF_CACHE_*`.
     pub cache: u32,
-    /// `O_RDONLY` or `O_RDWR`, and `O_CLOEXEC` if wanted. A read-only buffer is read-only for CPUs and for importing
-    /// devices.
+    /// `O_RDONLY` or `O_RDWR`, and `O_CLOEXEC` if wanted. A read-only buffer is read-only for CPUs
+    /// and for importing devices.
     pub open_flags: u32,
     /// An eventfd that is signalled once when the buffer is revoked, or -1.
     pub eventfd: i32,
-    /// 0 for the largest possible, or a limit for leaves (and, with page backing, the size of the compound pages):
-    /// `BARBUF_PAGE_SHIFT_*`.
+    /// 0 for the largest possible, or a limit for leaves (and, with page backing, the size of the
+    /// compound pages): `BARBUF_PAGE_SHIFT_*`.
     pub page_shift: u32,
-    /// Pointer to `nr_ranges` elements of [`barbuf_range`]. The buffer's bytes are these ranges in this order. With
-    /// [`BARBUF_EXPORT_ANY`](crate::BARBUF_EXPORT_ANY) the kernel writes the offset back.
+    /// Pointer to `nr_ranges` elements of [`barbuf_range`]. The buffer's bytes are these ranges in
+    /// this order. With [`BARBUF_EXPORT_ANY`](crate::BARBUF_EXPORT_ANY) the kernel writes the
+    /// offset back.
     pub ranges: u64,
     /// 1 to [`BARBUF_MAX_RANGES`](crate::BARBUF_MAX_RANGES).
     pub nr_ranges: u32,
@@ -135,14 +140,15 @@ pub struct barbuf_export {
     pub reserved: u32,
     /// Bytes of the buffer.
     pub out_size: u64,
-    /// Offset at which the provider's node maps this buffer with mmap(2), as long as the buffer is live.
+    /// Offset at which the provider's node maps this buffer with mmap(2), as long as the buffer is
+    /// live.
     pub out_cookie: u64,
     /// Physical address of the buffer's first byte modulo 1 GiB.
     pub out_phys_class: u64,
 }
 
-/// Argument of `BARBUF_QUERY`: what a dma-buf of barbuf's is. Every node; no privilege beyond holding the file
-/// descriptor. A provider's node answers for its own buffers only.
+/// Argument of `BARBUF_QUERY`: what a dma-buf of barbuf's is. Every node; no privilege beyond
+/// holding the file descriptor. A provider's node answers for its own buffers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct barbuf_query {
@@ -184,14 +190,15 @@ pub struct barbuf_query {
     pub out_faults_2m: u64,
     /// The same for 1 GiB leaves.
     pub out_faults_1g: u64,
-    /// Page faults that were served; less than the sum of the leaves, because a fault fills its neighbours.
+    /// Page faults that were served; less than the sum of the leaves, because a fault fills its
+    /// neighbours.
     pub out_faults: u64,
     /// VMAs that map it now.
     pub out_mappings: u64,
     /// Address space that those take.
     pub out_mapped_bytes: u64,
-    /// On entry the number of elements that `ranges` has room for; on return the number of ranges, which may be
-    /// larger.
+    /// On entry the number of elements that `ranges` has room for; on return the number of ranges,
+    /// which may be larger.
     pub nr_ranges: u32,
     /// Must be 0.
     pub reserved: u32,
@@ -203,8 +210,8 @@ pub struct barbuf_query {
 
 /// Argument of `BARBUF_REVOKE`: takes a buffer back for good. Provider nodes only.
 ///
-/// On return no CPU and no device reaches its bytes any more: the next touch of a mapping is SIGBUS (`BUS_ADRERR`),
-/// mmap and attaching fail with `ENODEV`, the eventfd has been signalled.
+/// On return no CPU and no device reaches its bytes any more: the next touch of a mapping is SIGBUS
+/// (`BUS_ADRERR`), mmap and attaching fail with `ENODEV`, the eventfd has been signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct barbuf_revoke {
@@ -235,7 +242,8 @@ sized!(barbuf_info, barbuf_query, barbuf_revoke, barbuf_adopt);
 impl barbuf_export {
     /// `size` is that of this structure, `eventfd` is -1, all else is zero.
     pub const fn new() -> Self {
-        // SAFETY: All members are integers, or pointers as integers, for which zero is a valid value.
+        // SAFETY: All members are integers, or pointers as integers, for which zero is a valid
+        // value.
         let mut value: Self = unsafe { core::mem::zeroed() };
         value.size = size_of::<Self>() as u32;
         value.eventfd = -1;
@@ -249,8 +257,8 @@ impl Default for barbuf_export {
     }
 }
 
-// 32-bit x86 aligns `u64` to 4 bytes, `__aligned_u64` to 8. All such members lie at multiples of 8, so that saying
-// `align(8)` for the whole is enough.
+// 32-bit x86 aligns `u64` to 4 bytes, `__aligned_u64` to 8. All such members lie at multiples of 8,
+// so that saying `align(8)` for the whole is enough.
 const _: () =
     assert!(size_of::<barbuf_region_info>() == 64 && align_of::<barbuf_region_info>() == 8);
 const _: () = assert!(size_of::<barbuf_info>() == 72 && align_of::<barbuf_info>() == 8);

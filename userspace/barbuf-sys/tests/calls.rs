@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The raw functions without a module: the request reaches the kernel, and errors come back as they are.
+//! The raw functions without a module: the request reaches the kernel, and errors come back as they
+//! are.
 
 use std::fs::File;
 use std::io::Error;

@@ -2,9 +2,10 @@
 
 //! The Rust types against the C header.
 //!
-//! Two questions, asked apart: does this crate have everything that the header has (the header is parsed for that), and
-//! is everything where the C and the C++ compiler put it (a program that prints it is generated, compiled and run; for
-//! 32 bits, where the C library is rarely installed, a file of static assertions is compiled).
+//! Two questions, asked apart: does this crate have everything that the header has (the header is
+//! parsed for that), and is everything where the C and the C++ compiler put it (a program that
+//! prints it is generated, compiled and run; for 32 bits, where the C library is rarely installed,
+//! a file of static assertions is compiled).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -132,7 +133,8 @@ impl Drop for Scratch {
     }
 }
 
-/// The compiler from the environment or the usual one, with the flags that make the header prove itself clean.
+/// The compiler from the environment or the usual one, with the flags that make the header prove
+/// itself clean.
 fn compiler(language: &str, bits: u32) -> Command {
     let (variable, usual, standard) = match language {
         "c" => ("CC", "cc", "-std=gnu11"),
