@@ -14,6 +14,7 @@ use barbuf_guest::sysfs;
 use nix::unistd::{ForkResult, fork};
 use serde_json::json;
 
+use crate::kit::pci::Function;
 use crate::support::{Ctx, Suite, ensure_eq, test};
 
 pub(crate) const SUITE: Suite = Suite {
@@ -26,6 +27,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(runs_out_of_time).on(&["minimal"]).timeout(1),
         test!(leaves_a_process).on(&["minimal"]),
         test!(unloads_the_module).on(&["minimal"]),
+        test!(unbinds_a_drive),
         test!(warns).on(&["minimal"]),
         test!(taints).on(&["minimal"]),
         test!(repeats_a_number).on(&["minimal"]),
@@ -49,8 +51,7 @@ fn is_skipped(ctx: &Ctx) -> Result<()> {
 }
 
 fn crashes(_: &Ctx) -> Result<()> {
-    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSEGV)?;
-    Ok(())
+    std::process::abort()
 }
 
 fn runs_out_of_time(_: &Ctx) -> Result<()> {
@@ -69,6 +70,10 @@ fn leaves_a_process(_: &Ctx) -> Result<()> {
 fn unloads_the_module(ctx: &Ctx) -> Result<()> {
     barbuf_guest::modules::unload(ctx.product())?;
     Ok(())
+}
+
+fn unbinds_a_drive(ctx: &Ctx) -> Result<()> {
+    Function::of(ctx.nvme(0)?)?.unbind()
 }
 
 fn warns(_: &Ctx) -> Result<()> {

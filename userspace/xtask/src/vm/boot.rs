@@ -25,10 +25,10 @@ use super::qmp::Qmp;
 use super::topology::Topology;
 
 /// How long a guest may take to its first result, before the time scale.
-const BOOT_WITHIN: Duration = Duration::from_secs(90);
+const BOOT_WITHIN: Duration = Duration::from_secs(180);
 /// How much longer than its own limit a test may keep the host waiting: the guest itself ends
 /// it, cleans up and looks at the machine.
-const GRACE: Duration = Duration::from_secs(30);
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
 /// From the end of the plan, or a panic, to the end of QEMU.
 const END_WITHIN: Duration = Duration::from_secs(20);
 /// How long a result waits for the console to come as far.
@@ -44,6 +44,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) console: Vec<String>,
     /// The guest is to die of a panic.
     pub(crate) panics: bool,
+    /// See [`GRACE`].
+    pub(crate) grace: Duration,
     /// Every boot has a directory of its own.
     pub(crate) dir: PathBuf,
     pub(crate) keep: bool,
@@ -225,7 +227,7 @@ impl Run<'_> {
                     ktap::Line::Nothing => {}
                     ktap::Line::Begin { test, timeout } => {
                         self.stage = Stage::Testing;
-                        self.deadline = Instant::now() + (timeout + GRACE) * scale;
+                        self.deadline = Instant::now() + (timeout + self.boot.grace) * scale;
                         tell(Progress::Begin(&test));
                         self.current = Some(test);
                     }

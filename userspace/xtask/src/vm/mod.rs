@@ -54,6 +54,7 @@ pub(crate) fn demo(ctx: &Ctx, args: &DemoArgs) -> Result<ExitCode> {
         suites: plan::suites(&tests),
         console: Vec::new(),
         panics: false,
+        grace: boot::GRACE,
         dir: boot_dir(ctx, "demo"),
         keep: args.keep,
     };
@@ -160,6 +161,7 @@ fn run_planned(
         suites: planned.suites,
         console: planned.console,
         panics: planned.panics,
+        grace: boot::GRACE,
         dir: boot_dir(ctx, &planned.name),
         keep: args.keep,
     };
