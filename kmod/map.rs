@@ -158,6 +158,9 @@ impl Area for Mapping {
         let Some(live) = buffer.gate.enter() else {
             return Outcome::SIGBUS;
         };
+        if !buffer.provider.function.decodes_memory() {
+            return Outcome::SIGBUS;
+        }
         let Some((outcome, around)) = self.serve(fault, &live) else {
             return Outcome::FALLBACK;
         };

@@ -22,6 +22,9 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
+/// `PCI_D3hot` of `include/linux/pci.h`, where it is a cast that the bindings cannot hold.
+const D3HOT: bindings::pci_power_t = 3;
+
 /// The kernel's macros print what implements the kernel crate's own trait.
 impl kernel::fmt::Display for Address {
     fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
@@ -208,6 +211,31 @@ impl Function {
             return Err(ENODEV);
         }
         Ok(exclude::msix(control, table, pending))
+    }
+
+    /// Whether it answers accesses to its memory now: it is there, powered, and decodes.
+    ///
+    /// Asks the device. Somebody with root's rights can turn any of that off behind the module's
+    /// back, through configuration space in sysfs.
+    pub(crate) fn decodes_memory(&self) -> bool {
+        let mut command = 0u16;
+        // SAFETY: The function is alive; its power state may change at any time, and is one word.
+        let (read, state) = unsafe {
+            (
+                bindings::pci_read_config_word(
+                    self.as_raw(),
+                    // CAST: 4.
+                    bindings::PCI_COMMAND as i32,
+                    &mut command,
+                ),
+                core::ptr::read_volatile(&raw const (*self.as_raw()).current_state),
+            )
+        };
+        // A function that has been pulled out answers with ones.
+        read == 0
+            && command != u16::MAX
+            && u32::from(command) & bindings::PCI_COMMAND_MEMORY != 0
+            && state < D3HOT
     }
 
     /// Whether its driver has given p2pmem to the pool and published it.
