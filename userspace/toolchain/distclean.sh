@@ -24,7 +24,7 @@ for part in rootfs apt kernels cargo ccache home; do
         say "removing $cache/$part ($(du -sh "$cache/$part" 2>/dev/null | cut -f1))"
         # The toolchain has files that even their owner may not write.
         chmod -R u+w "$cache/$part" 2>/dev/null || :
-        rm -rf "$cache/$part" 2>/dev/null || as_root "removing $cache/$part" rm -rf "$cache/$part"
+        rm -rf "${cache:?}/$part" 2>/dev/null || as_root "removing $cache/$part" rm -rf "$cache/$part"
     fi
 done
 rmdir "$cache" 2>/dev/null || :

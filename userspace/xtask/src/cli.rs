@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Modules(ModulesArgs),
     /// Make a kernel ready and print where it lies
     Kernel(KernelArgs),
+    /// Look for a newer kernel on the mirror
+    Update,
     /// Check style and lints
     Lint,
     /// Format the Rust sources

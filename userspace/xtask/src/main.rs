@@ -8,6 +8,7 @@
 
 mod cache;
 mod cli;
+mod cmd;
 mod ctx;
 mod host;
 mod kernel;
@@ -62,6 +63,10 @@ fn run(ctx: &Ctx, command: &Command) -> Result<ExitCode> {
             for module in module::build(&kernel, ctx)?.modules {
                 println!("{}", module.display());
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Update => {
+            kernel::update(ctx)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Lint => lint::lint(ctx),

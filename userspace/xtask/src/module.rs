@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The kernel modules, built out of tree once per kernel flavour.
+//! The kernel modules, built out of tree, once per kernel flavour.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::cache;
+use crate::cmd::{Log, make_dir};
 use crate::ctx::Ctx;
 use crate::kernel::Kernel;
 
@@ -15,6 +19,68 @@ pub(crate) struct BuiltModules {
     pub(crate) modules: Vec<PathBuf>,
 }
 
-pub(crate) fn build(kernel: &Kernel, _ctx: &Ctx) -> Result<BuiltModules> {
-    bail!("no module can be built for {} yet", kernel.release)
+/// Builds the modules of the repository for a kernel, incrementally.
+pub(crate) fn build(kernel: &Kernel, ctx: &Ctx) -> Result<BuiltModules> {
+    let dir = ctx.target.join("kmod").join(kernel.flavour.to_string());
+    let _lock = cache::lock(ctx, &beside(&dir, "lock"), "the module")?;
+    // Objects for another kernel look newer than their sources and would be kept.
+    let stamp = beside(&dir, "kernel");
+    let identity = format!("{} {:?}", kernel.release, modified(&kernel.build_dir));
+    if fs::read_to_string(&stamp).ok().as_ref() != Some(&identity) {
+        cache::remove(&dir)?;
+        make_dir(&dir)?;
+        cache::write(&stamp, identity.as_bytes())?;
+    }
+    let step = ctx
+        .ui
+        .step(format!("building the module for the {} kernel", kernel.flavour));
+    let log = Log::create(ctx, beside(&dir, "log"))?;
+    log.run(
+        &mut make(kernel, ctx, &dir),
+        &format!("the module could not be built for {}", kernel.release),
+    )?;
+    let modules = find(&dir)?;
+    step.done();
+    Ok(BuiltModules { modules })
+}
+
+/// `make` for the repository's modules, with its products in `dir`.
+pub(crate) fn make(kernel: &Kernel, ctx: &Ctx, dir: &Path) -> Command {
+    let mut make = kernel.make(ctx);
+    make.arg(format!("M={}", ctx.repo.display()));
+    make.arg(format!("MO={}", dir.display()));
+    make.arg("modules");
+    make
+}
+
+/// When the tree that modules are built with was last made.
+fn modified(build_dir: &Path) -> Option<std::time::SystemTime> {
+    fs::metadata(build_dir.join("Module.symvers"))
+        .and_then(|data| data.modified())
+        .ok()
+}
+
+fn beside(dir: &Path, extension: &str) -> PathBuf {
+    dir.with_extension(extension)
+}
+
+/// The modules that a build made, `barbuf.ko` before those that stand on it.
+fn find(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut modules = Vec::new();
+    let mut dirs = vec![dir.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "ko") {
+                modules.push(path);
+            }
+        }
+    }
+    modules.sort_by_key(|path| (path.file_name() != Some("barbuf.ko".as_ref()), path.clone()));
+    match modules.first() {
+        Some(first) if first.ends_with("barbuf.ko") => Ok(modules),
+        _ => bail!("the build made no barbuf.ko"),
+    }
 }

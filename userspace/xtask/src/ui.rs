@@ -37,6 +37,8 @@ struct State {
     running: Vec<usize>,
     /// A progress line stands on the terminal and must be wiped before anything else is printed.
     drawn: bool,
+    /// What was spent before this program began.
+    before: Duration,
     /// Standard output belongs to a program that reads it: people are told on standard error.
     reserved: bool,
 }
@@ -116,7 +118,9 @@ impl Ui {
     /// Enters a step that ended before this program ran into the table.
     pub(crate) fn past_step(&self, name: &str, took: Duration) {
         let now = Instant::now();
-        self.shared.lock().steps.push(Entry {
+        let mut state = self.shared.lock();
+        state.before += took;
+        state.steps.push(Entry {
             name: name.into(),
             note: String::new(),
             depth: 0,
@@ -151,14 +155,7 @@ impl Ui {
 
     /// Since this program, or the script that called it, began.
     fn elapsed(&self) -> Duration {
-        let state = self.shared.lock();
-        let before: Duration = state
-            .steps
-            .iter()
-            .filter(|step| step.started + step.took.unwrap_or_default() > Instant::now())
-            .filter_map(|step| step.took)
-            .sum();
-        self.shared.started.elapsed() + before
+        self.shared.started.elapsed() + self.shared.lock().before
     }
 }
 
@@ -286,11 +283,15 @@ impl Drop for Step {
 
 /// Prints an error as one line, its causes joined, with its hint below, and says how to exit.
 pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
-    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let text = causes.join(": ");
-    let (message, hints): (Vec<&str>, Vec<&str>) =
-        text.lines().partition(|line| !line.starts_with("hint: "));
-    eprintln!("error: {}", message.join("\n  "));
+    let mut messages = Vec::new();
+    let mut hints = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        let (hint, message): (Vec<&str>, Vec<&str>) =
+            cause.lines().partition(|line| line.starts_with("hint: "));
+        messages.push(message.join("\n  "));
+        hints.extend(hint.into_iter().map(str::to_owned));
+    }
+    eprintln!("error: {}", messages.join(": "));
     for hint in hints {
         eprintln!("{hint}");
     }

@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The kernels that barbuf is built for and tested on.
+//!
+//! [`debian`] decides which version that is and fetches it, [`stock`] makes Debian's binary
+//! package fit to build Rust modules for, [`custom`] builds kernels of our own from its source.
+
+mod config;
+mod custom;
+mod debian;
+mod stock;
+mod symvers;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -51,7 +61,47 @@ pub(crate) struct Kernel {
     pub(crate) config: PathBuf,
 }
 
+impl Kernel {
+    /// `make` in the kernel's tree, with the compiler that the kernel was built with.
+    pub(crate) fn make(&self, ctx: &Ctx) -> Command {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&self.build_dir);
+        make.arg(format!("-j{}", ctx.jobs));
+        make.args(custom::compiler(self.flavour));
+        make
+    }
+}
+
 /// Makes a kernel ready. The first call takes minutes, later ones check the cache.
-pub(crate) fn ensure(flavour: Flavour, _ctx: &Ctx) -> Result<Kernel> {
-    bail!("the {flavour} kernel cannot be built yet")
+pub(crate) fn ensure(flavour: Flavour, ctx: &Ctx) -> Result<Kernel> {
+    let choice = debian::choose(ctx)?;
+    let kernel = match flavour {
+        Flavour::Stock => stock::ensure(ctx, choice)?,
+        Flavour::Debug | Flavour::Base => custom::ensure(ctx, flavour, choice)?,
+    };
+    ctx.ui.line(&format!(
+        "{flavour} kernel: {} (Debian {})",
+        kernel.release, kernel.version
+    ));
+    Ok(kernel)
+}
+
+/// The source that all the kernels come from, unpatched.
+pub(crate) fn source(ctx: &Ctx) -> Result<PathBuf> {
+    let choice = debian::packages(ctx, debian::choose(ctx)?)?;
+    debian::source(ctx, &choice)
+}
+
+/// Asks the mirror for a newer kernel and takes it.
+pub(crate) fn update(ctx: &Ctx) -> Result<()> {
+    let (before, now) = debian::update(ctx)?;
+    match before {
+        Some(before) if before != now => ctx.ui.line(&format!(
+            "{} is replaced by {}; the next build fetches it",
+            before.version, now.version
+        )),
+        Some(_) => ctx.ui.line("nothing newer"),
+        None => (),
+    }
+    Ok(())
 }

@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Which kernel to take from Debian, and taking it.
+//!
+//! A mirror keeps only recent versions, so none is named here: the newest one of a supported
+//! series that trixie-backports offers is taken, and the binary, the headers and the source all
+//! follow from it. The choice is kept in the cache, and later runs need no network.
+
+use std::cmp::Ordering;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{self, Tree};
+use crate::cmd::{self, Log, make_dir};
+use crate::ctx::Ctx;
+
+/// The series that the module is known to work with, the newest first.
+pub(super) const SERIES: &[&str] = &["7.3"];
+const SUITE: &str = "trixie-backports";
+/// The Debian architecture, as it stands in the names of packages.
+const ARCH: &str = "amd64";
+
+/// A package of the archive's index.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(super) struct Package {
+    pub(super) name: String,
+    pub(super) version: String,
+    size: u64,
+}
+
+/// A kernel and the packages that it comes in, all of one version.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(super) struct Choice {
+    pub(super) series: String,
+    /// Debian's version, such as `7.3.4-1~bpo13+1`.
+    pub(super) version: String,
+    /// What `uname -r` says, such as `7.3.4+deb13-amd64`.
+    pub(super) release: String,
+    packages: Vec<Package>,
+}
+
+impl Choice {
+    /// The release without the architecture: what Debian calls the ABI name.
+    pub(super) fn abi(&self) -> &str {
+        self.release
+            .strip_suffix(ARCH)
+            .map_or(&self.release, |abi| abi.trim_end_matches('-'))
+    }
+
+    /// Where everything about this kernel is kept.
+    pub(super) fn dir(&self, ctx: &Ctx) -> PathBuf {
+        ctx.cache.join("kernels").join(&self.version)
+    }
+
+    /// The unpacked packages.
+    pub(super) fn packages_dir(&self, ctx: &Ctx) -> PathBuf {
+        self.dir(ctx).join("packages")
+    }
+
+    /// The unpacked, unpatched source.
+    pub(super) fn source_dir(&self, ctx: &Ctx) -> PathBuf {
+        self.dir(ctx).join("source")
+    }
+}
+
+/// The kernel of the cache, or else the mirror's newest.
+pub(super) fn choose(ctx: &Ctx) -> Result<Choice> {
+    let _lock = cache::lock(ctx, &ctx.cache.join("kernels/choice.lock"), "the kernel")?;
+    match remembered(ctx) {
+        Some(choice) => Ok(choice),
+        None => resolve(ctx),
+    }
+}
+
+/// Asks the mirror again. Tells the kernel before and the one after.
+pub(super) fn update(ctx: &Ctx) -> Result<(Option<Choice>, Choice)> {
+    let _lock = cache::lock(ctx, &ctx.cache.join("kernels/choice.lock"), "the kernel")?;
+    Ok((remembered(ctx), resolve(ctx)?))
+}
+
+fn remembered(ctx: &Ctx) -> Option<Choice> {
+    let text = fs::read_to_string(ctx.cache.join("kernels/choice.json")).ok()?;
+    let choice: Choice = serde_json::from_str(&text).ok()?;
+    SERIES.contains(&choice.series.as_str()).then_some(choice)
+}
+
+fn resolve(ctx: &Ctx) -> Result<Choice> {
+    let step = ctx.ui.step(format!("asking the mirror for {SUITE}"));
+    let mirror = std::env::var("BARBUF_MIRROR").unwrap_or_default();
+    if mirror.is_empty() {
+        bail!(
+            "no Debian mirror is known\n\
+             hint: set BARBUF_MIRROR: BARBUF_MIRROR=http://MIRROR/debian make ..."
+        );
+    }
+    let apt = ctx.cache.join("apt");
+    for dir in ["lists/partial", "archives/partial"] {
+        make_dir(&apt.join(dir))?;
+    }
+    cache::write(
+        &apt.join("sources.list"),
+        format!("deb {mirror} {SUITE} main\n").as_bytes(),
+    )?;
+    cache::write(&apt.join("apt.conf"), apt_conf(&apt).as_bytes())?;
+    let log = Log::create(ctx, apt.join("update.log"))?;
+    let mut update = apt_get(ctx);
+    log.run(
+        update.args(["update", "--error-on=any"]),
+        "the mirror's index could not be had",
+    )
+    .map_err(|error| unreachable_mirror(error, log.path(), &mirror))?;
+
+    let lists = cmd::output(apt_get(ctx).args([
+        "indextargets",
+        "--format",
+        "$(FILENAME)",
+        "Created-By: Packages",
+    ]))?;
+    let mut packages = Vec::new();
+    for list in lists.lines() {
+        let text = cmd::output(Command::new("/usr/lib/apt/apt-helper").args(["cat-file", list]))?;
+        packages.extend(parse_index(&text)?);
+    }
+    let choice = pick(&packages, SERIES, compare)?;
+    cache::write(
+        &ctx.cache.join("kernels/choice.json"),
+        serde_json::to_string_pretty(&choice)?.as_bytes(),
+    )?;
+    step.done();
+    ctx.ui.line(&format!(
+        "the newest kernel of a supported series in {SUITE} is {} ({})",
+        choice.version, choice.release
+    ));
+    Ok(choice)
+}
+
+fn unreachable_mirror(error: anyhow::Error, log: &Path, mirror: &str) -> anyhow::Error {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    if text.contains("does not have a Release file") || text.contains("404") {
+        anyhow!(
+            "the mirror {mirror} has no {SUITE}\nhint: set BARBUF_MIRROR to a mirror that has it"
+        )
+    } else if text.contains("Could not") || text.contains("Failed to fetch") {
+        anyhow!(
+            "the mirror {mirror} cannot be reached\n\
+             hint: check the network, or set BARBUF_MIRROR to another mirror; what is in the \
+             cache works without either"
+        )
+    } else {
+        error
+    }
+}
+
+/// apt with files of its own: the toolchain is read-only and its lists age.
+fn apt_get(ctx: &Ctx) -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("APT_CONFIG", ctx.cache.join("apt/apt.conf"));
+    command
+}
+
+fn apt_conf(apt: &Path) -> String {
+    let apt = apt.display();
+    format!(
+        "Dir::Etc::SourceList \"{apt}/sources.list\";\n\
+         Dir::Etc::SourceParts \"-\";\n\
+         Dir::Etc::Preferences \"-\";\n\
+         Dir::Etc::PreferencesParts \"-\";\n\
+         Dir::State \"{apt}\";\n\
+         Dir::State::status \"/var/lib/dpkg/status\";\n\
+         Dir::Cache \"{apt}\";\n\
+         Acquire::Languages \"none\";\n\
+         Acquire::Retries \"3\";\n\
+         APT::Sandbox::User \"root\";\n\
+         Debug::NoLocking \"true\";\n"
+    )
+}
+
+/// The kernel's packages of an index. Every other package is passed over.
+fn parse_index(text: &str) -> Result<Vec<Package>> {
+    let mut packages = Vec::new();
+    for stanza in text.split("\n\n") {
+        let field = |name: &str| {
+            stanza.lines().find_map(|line| {
+                let value = line.strip_prefix(name)?.strip_prefix(':')?;
+                Some(value.trim())
+            })
+        };
+        let Some(name) = field("Package").filter(|name| name.starts_with("linux-")) else {
+            continue;
+        };
+        let (Some(version), Some(size)) = (field("Version"), field("Size")) else {
+            bail!("the mirror's index is broken: {name} has no version or no size");
+        };
+        packages.push(Package {
+            name: name.into(),
+            version: version.into(),
+            size: size.parse().with_context(|| format!("size of {name}"))?,
+        });
+    }
+    Ok(packages)
+}
+
+/// The release of a plain kernel image's package name: no cloud, real-time, debug or meta one.
+fn release_of(package: &str) -> Option<&str> {
+    let release = package.strip_prefix("linux-image-")?;
+    let abi = release.strip_suffix(ARCH)?.strip_suffix('-')?;
+    let plain = abi.starts_with(|c: char| c.is_ascii_digit()) && !abi.contains('-');
+    plain.then_some(release)
+}
+
+fn series_of(release: &str) -> Option<&str> {
+    let mut dots = release.match_indices('.');
+    dots.next()?;
+    dots.next().map(|(at, _)| &release[..at])
+}
+
+/// The newest kernel of a supported series that the index has with all its packages.
+fn pick(
+    packages: &[Package],
+    supported: &[&str],
+    compare: impl Fn(&str, &str) -> Result<Ordering>,
+) -> Result<Choice> {
+    let images: Vec<(&str, &Package)> = packages
+        .iter()
+        .filter_map(|package| Some((release_of(&package.name)?, package)))
+        .collect();
+    let mut lacking = None;
+    for series in supported {
+        let mut candidates: Vec<_> = images
+            .iter()
+            .filter(|(release, _)| series_of(release) == Some(series))
+            .collect();
+        // Newest first; a comparison that fails is an error, not an order.
+        let mut failed = None;
+        candidates.sort_by(|(_, a), (_, b)| {
+            compare(&b.version, &a.version).unwrap_or_else(|error| {
+                failed = Some(error);
+                Ordering::Equal
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        for (release, image) in candidates {
+            match complete(packages, series, release, &image.version) {
+                Ok(choice) => return Ok(choice),
+                Err(error) => lacking = lacking.or(Some(error)),
+            }
+        }
+    }
+    if let Some(error) = lacking {
+        return Err(error);
+    }
+    let mut offered: Vec<_> = images.iter().filter_map(|(r, _)| series_of(r)).collect();
+    offered.sort_unstable();
+    offered.dedup();
+    bail!(
+        "{SUITE} has no kernel of a supported series ({}); it has {}\n\
+         hint: set BARBUF_MIRROR to an archive that still has one, or get a newer barbuf",
+        supported.join(", "),
+        if offered.is_empty() {
+            "none at all".into()
+        } else {
+            offered.join(", ")
+        }
+    )
+}
+
+/// All packages of one kernel, at exactly its version.
+fn complete(packages: &[Package], series: &str, release: &str, version: &str) -> Result<Choice> {
+    let mut choice = Choice {
+        series: series.into(),
+        version: version.into(),
+        release: release.into(),
+        packages: Vec::new(),
+    };
+    let abi = choice.abi().to_owned();
+    let source = format!("linux-source-{series}");
+    let required = [
+        format!("linux-image-{release}"),
+        format!("linux-headers-{release}"),
+        format!("linux-headers-{abi}-common"),
+        format!("linux-kbuild-{abi}"),
+        source,
+    ];
+    // How Debian splits the image has changed before; what is there is taken.
+    let optional = [
+        format!("linux-binary-{release}"),
+        format!("linux-modules-{release}"),
+        format!("linux-base-{release}"),
+    ];
+    let named = |name: &str| -> Vec<&Package> {
+        packages.iter().filter(|package| package.name == name).collect()
+    };
+    for name in required {
+        let found = named(&name);
+        match found.iter().find(|package| package.version == version) {
+            Some(package) => choice.packages.push((*package).clone()),
+            None => {
+                let instead = found.first().map_or("is missing".into(), |package| {
+                    format!("has version {}", package.version)
+                });
+                bail!(
+                    "the mirror is being updated: it has linux-image-{release} {version}, but \
+                     {name} {instead}\n\
+                     hint: try again in an hour, or set BARBUF_MIRROR to another mirror"
+                );
+            }
+        }
+    }
+    for name in optional {
+        let mut found = named(&name).into_iter();
+        let package = found.find(|package| package.version == version);
+        choice.packages.extend(package.cloned());
+    }
+    Ok(choice)
+}
+
+/// Debian's order of versions, asked of dpkg.
+fn compare(a: &str, b: &str) -> Result<Ordering> {
+    let holds = |relation| -> Result<bool> {
+        let status = Command::new("dpkg")
+            .args(["--compare-versions", a, relation, b])
+            .status()
+            .context("cannot run dpkg")?;
+        Ok(status.success())
+    };
+    Ok(if holds("lt")? {
+        Ordering::Less
+    } else if holds("gt")? {
+        Ordering::Greater
+    } else {
+        Ordering::Equal
+    })
+}
+
+/// Makes binary and headers ready, unpacked. If the mirror has moved on since the choice was
+/// made, chooses once more.
+pub(super) fn packages(ctx: &Ctx, choice: Choice) -> Result<Choice> {
+    let ready = |choice: &Choice| {
+        let tree = Tree::new(ctx, choice.packages_dir(ctx), &choice.version);
+        Ok::<_, anyhow::Error>((tree.ready()?, tree))
+    };
+    let lock = |choice: &Choice| {
+        let path = choice.dir(ctx).join("packages.lock");
+        cache::lock(ctx, &path, "the kernel's packages")
+    };
+    let mut choice = choice;
+    let mut held = lock(&choice)?;
+    if ready(&choice)?.0 {
+        return Ok(choice);
+    }
+    if let Err(error) = download(ctx, &choice) {
+        ctx.ui.line(&format!("{error}; asking for a newer version"));
+        choice = update(ctx).map_err(|_| error)?.1;
+        drop(held);
+        held = lock(&choice)?;
+        download(ctx, &choice)?;
+    }
+    let (is_ready, tree) = ready(&choice)?;
+    if !is_ready {
+        let step = ctx.ui.step(format!("unpacking kernel {}", choice.version));
+        let log = Log::create(ctx, choice.dir(ctx).join("unpack.log"))?;
+        tree.make(|staging| {
+            for package in choice.packages.iter().filter(|p| !is_source(p)) {
+                unpack(&log, ctx, &choice, package, staging)?;
+            }
+            log.run(
+                Command::new("depmod")
+                    .arg("-b")
+                    .arg(staging.join("usr"))
+                    .arg(&choice.release),
+                "the modules' dependencies could not be found out",
+            )
+        })?;
+        step.done();
+    }
+    drop(held);
+    Ok(choice)
+}
+
+/// Makes the unpacked source of a kernel ready whose packages are.
+pub(super) fn source(ctx: &Ctx, choice: &Choice) -> Result<PathBuf> {
+    let dir = choice.dir(ctx);
+    let _lock = cache::lock(ctx, &dir.join("source.lock"), "the kernel's source")?;
+    let tree = Tree::new(ctx, choice.source_dir(ctx), &choice.version);
+    if tree.ready()? {
+        return Ok(choice.source_dir(ctx));
+    }
+    download(ctx, choice)?;
+    let package = choice.packages.iter().find(|package| is_source(package));
+    let package = package.context("the choice has no source package")?;
+    let step = ctx.ui.step(format!("unpacking {}", package.name));
+    cache::need_space(ctx, &dir, 3, "the kernel's source")?;
+    let log = Log::create(ctx, dir.join("source.log"))?;
+    tree.make(|staging| {
+        let deb = staging.join("deb");
+        unpack(&log, ctx, choice, package, &deb)?;
+        let archive = deb.join(format!("usr/src/{}.tar.xz", package.name));
+        log.run(
+            Command::new("tar")
+                .args(["--no-same-owner", "--strip-components=1", "-xf"])
+                .arg(&archive)
+                .arg("-C")
+                .arg(staging),
+            "the kernel's source could not be unpacked",
+        )?;
+        cache::remove(&deb)
+    })?;
+    step.done();
+    Ok(choice.source_dir(ctx))
+}
+
+fn is_source(package: &Package) -> bool {
+    package.name.starts_with("linux-source-")
+}
+
+/// The downloaded file of a package, if it is there and as long as it should be.
+fn deb_path(debs: &Path, package: &Package) -> Option<PathBuf> {
+    let prefix = format!("{}_", package.name);
+    let entries = fs::read_dir(debs).ok()?.filter_map(Result::ok);
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .find(|entry| entry.metadata().is_ok_and(|m| m.len() == package.size))
+        .map(|entry| entry.path())
+}
+
+fn unpack(
+    log: &Log<'_>,
+    ctx: &Ctx,
+    choice: &Choice,
+    package: &Package,
+    into: &Path,
+) -> Result<()> {
+    let deb = deb_path(&choice.dir(ctx).join("debs"), package)
+        .with_context(|| format!("the download of {} is gone", package.name))?;
+    log.run(
+        Command::new("dpkg-deb").arg("-x").arg(&deb).arg(into),
+        "a kernel package could not be unpacked",
+    )
+    .inspect_err(|_| {
+        // A damaged download must not fail the next run too: it gets it again.
+        let _ = fs::remove_file(&deb);
+    })
+}
+
+/// Downloads the packages of a kernel that are not there yet.
+fn download(ctx: &Ctx, choice: &Choice) -> Result<()> {
+    let debs = choice.dir(ctx).join("debs");
+    make_dir(&debs)?;
+    let missing: Vec<&Package> = choice
+        .packages
+        .iter()
+        .filter(|package| deb_path(&debs, package).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    cache::need_space(ctx, &debs, 4, "the kernel's packages")?;
+    let total: u64 = missing.iter().map(|package| package.size).sum();
+    let step = ctx.ui.step(format!(
+        "downloading kernel {} ({} MiB)",
+        choice.version,
+        total >> 20
+    ));
+    let log = Log::create(ctx, choice.dir(ctx).join("download.log"))?;
+    // One by one: what has arrived stays when a later one fails.
+    let mut done = 0;
+    for package in missing {
+        step.note(format!("{} MiB", done >> 20));
+        log.run(
+            apt_get(ctx)
+                .current_dir(&debs)
+                .arg("download")
+                .arg(format!("{}={}", package.name, package.version)),
+            &format!("{} {} could not be downloaded", package.name, package.version),
+        )?;
+        done += package.size;
+    }
+    step.done();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One entry per package: name and version.
+    fn index(entries: &[(&str, &str)]) -> Vec<Package> {
+        let text: String = entries
+            .iter()
+            .map(|(name, version)| {
+                format!("Package: {name}\nVersion: {version}\nSize: 10\nDescription: x\n\n")
+            })
+            .collect();
+        parse_index(&text).unwrap()
+    }
+
+    fn kernel(release: &str, version: &str) -> Vec<Package> {
+        let abi = release.strip_suffix("-amd64").unwrap();
+        let source = format!("linux-source-{}", series_of(release).unwrap());
+        index(&[
+            (&format!("linux-image-{release}"), version),
+            (&format!("linux-binary-{release}"), version),
+            (&format!("linux-headers-{release}"), version),
+            (&format!("linux-headers-{abi}-common"), version),
+            (&format!("linux-kbuild-{abi}"), version),
+            (&source, version),
+        ])
+    }
+
+    #[test]
+    fn the_newest_of_a_supported_series_is_picked() {
+        let mut all = kernel("7.3.9+deb13-amd64", "7.3.9-1~bpo13+1");
+        all.extend(kernel("7.3.10+deb13-amd64", "7.3.10-1~bpo13+1"));
+        all.extend(kernel("7.4.1+deb13-amd64", "7.4.1-1~bpo13+1"));
+        all.extend(index(&[
+            ("linux-image-amd64", "7.4.1-1~bpo13+1"),
+            ("linux-image-7.3.11+deb13-cloud-amd64", "7.3.11-1~bpo13+1"),
+            ("linux-image-7.3.11+deb13-rt-amd64", "7.3.11-1~bpo13+1"),
+            ("linux-image-7.3.11+deb13-amd64-dbg", "7.3.11-1~bpo13+1"),
+            ("linux-image-7.3.11+deb13-amd64-unsigned", "7.3.11-1~bpo13+1"),
+        ]));
+        let choice = pick(&all, &["7.3"], compare).unwrap();
+        assert_eq!(choice.version, "7.3.10-1~bpo13+1");
+        assert_eq!(choice.release, "7.3.10+deb13-amd64");
+        assert_eq!(choice.abi(), "7.3.10+deb13");
+        assert_eq!(choice.packages.len(), 6);
+    }
+
+    #[test]
+    fn an_incomplete_kernel_is_passed_over_for_a_complete_older_one() {
+        let mut all = kernel("7.3.4+deb13-amd64", "7.3.4-1~bpo13+1");
+        all.extend(index(&[("linux-image-7.3.5+deb13-amd64", "7.3.5-1~bpo13+1")]));
+        let choice = pick(&all, &["7.3"], compare).unwrap();
+        assert_eq!(choice.version, "7.3.4-1~bpo13+1");
+    }
+
+    #[test]
+    fn a_source_of_another_version_is_named() {
+        let mut all = kernel("7.3.4+deb13-amd64", "7.3.4-1~bpo13+1");
+        all.last_mut().unwrap().version = "7.3.5-1~bpo13+1".into();
+        let error = pick(&all, &["7.3"], compare).unwrap_err().to_string();
+        assert!(error.contains("linux-source-7.3 has version 7.3.5-1~bpo13+1"));
+        assert!(error.contains("\nhint: "));
+    }
+
+    #[test]
+    fn a_series_that_is_gone_is_named_with_what_is_there() {
+        let all = kernel("7.4.1+deb13-amd64", "7.4.1-1~bpo13+1");
+        let error = pick(&all, &["7.3"], compare).unwrap_err().to_string();
+        assert!(error.contains("supported series (7.3); it has 7.4\n"));
+        assert!(pick(&[], &["7.3"], compare).is_err());
+    }
+
+    #[test]
+    fn other_packages_and_long_fields_are_passed_over() {
+        let text = "Package: bash\nVersion: 5\nSize: 1\n\n\
+                    Package: linux-perf\nVersion: 7.3.4-1\nDescription: a\n Version: 9\nSize: 12\n";
+        let packages = parse_index(text).unwrap();
+        assert_eq!(packages.len(), 1);
+        assert_eq!((packages[0].version.as_str(), packages[0].size), ("7.3.4-1", 12));
+        assert!(parse_index("Package: linux-perf\nSize: 1\n").is_err());
+    }
+}
