@@ -9,6 +9,7 @@ use barbuf_guest::modules;
 use barbuf_guest::protocol::DeviceKind;
 use barbuf_guest::sysfs;
 
+use crate::kit::pci::Provider;
 use crate::support::{Bar, Ctx, Suite, bars_of, test};
 
 pub(crate) const SUITE: Suite = Suite {
@@ -47,10 +48,49 @@ fn lists_exportable_bars(ctx: &Ctx) -> Result<()> {
             ));
         }
     }
+    says_the_module(ctx)?;
     modules::unload(ctx.product())?;
     ctx.modules().load(ctx.product(), "")?;
     ctx.say(format!("\n{} was unloaded and loaded again", ctx.product()));
     Ok(())
+}
+
+/// Makes each device a provider, asks for its regions, and gives it back.
+fn says_the_module(ctx: &Ctx) -> Result<()> {
+    ctx.say(format!(
+        "\nregions of the providers' nodes:\n\n{:<26} {:>3} {:>9} {:>9}  {:<13} {:<9} {}",
+        "node", "BAR", "length", "free", "largest page", "backing", "caches"
+    ));
+    for device in &ctx.topology().devices {
+        let provider = match device.kind {
+            DeviceKind::Npu { .. } => Provider::bind(device)?,
+            DeviceKind::Nvme { cmb_mib: 1.., .. } => Provider::adopt(device)?,
+            DeviceKind::Nvme { .. } | DeviceKind::Edu { .. } => continue,
+        };
+        for region in provider.node.info()?.regions {
+            ctx.say(format!(
+                "{:<26} {:>3} {:>9} {:>9}  {:<13} {:<9} {}",
+                provider.function.node_path(),
+                region.bar,
+                size(region.length),
+                size(region.free),
+                size(1 << region.max_page_shift),
+                names(region.backings, &["pfn", "page"]),
+                names(region.caches, &["UC", "WC"]),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The names of the bits that are set.
+fn names(bits: u32, names: &[&str]) -> String {
+    let set = names
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| bits >> bit & 1 == 1);
+    let set: Vec<&str> = set.map(|(_, name)| *name).collect();
+    set.join(" ")
 }
 
 /// The rules of docs/design.md, "What may never be exported", as far as sysfs tells.

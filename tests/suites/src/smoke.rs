@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use barbuf_guest::modules::{self, is_loaded};
 use barbuf_guest::protocol::{Device, DeviceKind, HostOp};
 use barbuf_guest::sysfs;
+use nix::libc;
 
 use crate::kit::map::{READ_WRITE, Room};
 use crate::kit::pci::{Function, rescan, wait_until};
@@ -29,6 +30,7 @@ pub(crate) const SUITE: Suite = Suite {
     tests: &[
         test!(module_comes_and_goes).on(&["minimal"]).timeout(60),
         test!(module_taints_only_as_out_of_tree).on(&["minimal"]),
+        test!(parameters_are_taken_or_refused).on(&["minimal"]),
         test!(machine_is_as_promised).on(EVERY_TOPOLOGY),
         test!(cmb_is_published_as_p2pmem),
         test!(npu_memory_is_shared_with_the_host).on(&["npu-cmb", "small-npu"]),
@@ -63,6 +65,30 @@ fn module_taints_only_as_out_of_tree(ctx: &Ctx) -> Result<()> {
     );
     ensure_eq!(sysfs::taint_letters(sysfs::taint()?), "OE");
     Ok(())
+}
+
+fn parameters_are_taken_or_refused(ctx: &Ctx) -> Result<()> {
+    let (product, modules) = (ctx.product(), ctx.modules());
+    modules::unload(product)?;
+    // Whatever comes of it, the module is back when the test ends.
+    let outcome = (|| {
+        for wrong in ["max_buffers=many", "max_buffers=", "fault_around=perhaps"] {
+            let errno = modules
+                .load(product, wrong)
+                .err()
+                .as_ref()
+                .and_then(sysfs::errno);
+            ensure!(errno == Some(libc::EINVAL), "{wrong}: errno {errno:?}");
+            ensure!(!is_loaded(product), "{wrong}: loaded all the same");
+        }
+        modules.load(
+            product,
+            "max_buffers=4 max_buffers_per_file=2 fault_around=0",
+        )?;
+        Ok(modules::unload(product)?)
+    })();
+    modules.load(product, "")?;
+    outcome
 }
 
 fn machine_is_as_promised(ctx: &Ctx) -> Result<()> {
