@@ -88,7 +88,7 @@ fn names(bits: u32, names: &[&str]) -> String {
     let set = names
         .iter()
         .enumerate()
-        .filter(|(bit, _)| bits >> bit & 1 == 1);
+        .filter(|(bit, _)| (bits >> bit) & 1 == 1);
     let set: Vec<&str> = set.map(|(_, name)| *name).collect();
     set.join(" ")
 }

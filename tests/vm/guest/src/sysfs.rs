@@ -42,7 +42,7 @@ pub fn taint_letters(bits: u64) -> String {
     let letters: String = LETTERS
         .chars()
         .enumerate()
-        .filter(|(bit, _)| bits >> bit & 1 == 1)
+        .filter(|(bit, _)| (bits >> bit) & 1 == 1)
         .map(|(_, letter)| letter)
         .collect();
     if letters.is_empty() {

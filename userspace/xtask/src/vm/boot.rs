@@ -448,7 +448,7 @@ impl Parts {
             topology,
             kernel: &self.kernel.image,
             initramfs,
-            parameters: self.kernel_parameters(),
+            parameters: self.kernel_parameters().into(),
             memory_mib: self.memory_mib(topology),
         }
     }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use barbuf_guest::figure::{Figure, Unit};
 use serde_json::{Value, json};
 
-use super::boot::{Boot, Ended, Progress};
+use super::boot::{self, Boot, Ended, Progress};
 use super::ktap::Status;
 use super::parts::{Parts, Programs};
 use super::{boot_dir, plan, topology};
@@ -115,6 +115,7 @@ pub(crate) fn figures(ctx: &Ctx, args: &FiguresArgs) -> Result<ExitCode> {
             panics: false,
             dir: boot_dir(ctx, &name),
             keep: args.keep,
+            grace: boot::GRACE,
         };
         boots.push(measure(ctx, &boot)?);
     }
@@ -242,9 +243,10 @@ fn comparison(number: usize, first: &Figures, other: &Figures) -> String {
     let mut text = String::new();
     for name in first.keys() {
         let (was, is) = (min(first, name), min(other, name));
-        if let (Some(was), Some(is)) = (was, is)
-            && was != is
-        {
+        let (Some(was), Some(is)) = (was, is) else {
+            continue;
+        };
+        if was != is {
             let percent = (is as f64 / was as f64 - 1.0) * 100.0;
             text += &format!("{name:<34} {:>12} {:>12} {percent:>+11.3} %\n", grouped(was), grouped(is));
         }

@@ -98,10 +98,12 @@ pub(crate) fn shell(ctx: &Ctx, args: &ShellArgs) -> Result<ExitCode> {
     std::fs::write(&initramfs, boot::build_initramfs(&parts, &spec)?)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
     let stores = Stores::create(topology.machine().devices, &dir, 1)?;
-    let status = parts
-        .guest(&topology, &initramfs)
-        .start_interactive(&stores)?
-        .wait()?;
+    let mut guest = parts.guest(&topology, &initramfs);
+    // A person wants the prompt, and has dmesg.
+    guest.parameters += " quiet";
+    let status = guest.start_interactive(&stores)?.wait()?;
+    // Nothing in it is worth keeping, and disks are large.
+    let _ = std::fs::remove_dir_all(&dir);
     if !status.success() {
         bail!("QEMU ended with {status}");
     }

@@ -125,7 +125,7 @@ pub(crate) struct Guest<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     /// Further kernel parameters.
-    pub(crate) parameters: &'a str,
+    pub(crate) parameters: String,
     pub(crate) memory_mib: u32,
 }
 
@@ -193,7 +193,7 @@ impl Guest<'_> {
         }
         if !self.parameters.is_empty() {
             line += " ";
-            line += self.parameters;
+            line += &self.parameters;
         }
         line
     }
@@ -264,7 +264,7 @@ mod tests {
             topology: &topology,
             kernel: Path::new("/k"),
             initramfs: Path::new("/i"),
-            parameters: "quiet",
+            parameters: "quiet".into(),
             memory_mib: 512,
         };
         // Disks are files: leave them out.
