@@ -31,6 +31,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(module_comes_and_goes).on(&["minimal"]).timeout(60),
         test!(module_taints_only_as_out_of_tree).on(&["minimal"]),
         test!(parameters_are_taken_or_refused).on(&["minimal"]),
+        test!(screen_can_be_pictured).on(&["minimal"]),
         test!(machine_is_as_promised).on(EVERY_TOPOLOGY),
         test!(cmb_is_published_as_p2pmem),
         test!(npu_memory_is_shared_with_the_host).on(&["npu-cmb", "small-npu"]),
@@ -116,6 +117,17 @@ fn machine_is_as_promised(ctx: &Ctx) -> Result<()> {
     }
     let groups = fs::read_dir("/sys/kernel/iommu_groups")?.count();
     ensure_eq!(groups > 0, ctx.topology().iommu);
+    Ok(())
+}
+
+fn screen_can_be_pictured(ctx: &Ctx) -> Result<()> {
+    let name = "smoke".to_owned();
+    let picture = ctx.host(HostOp::Screendump { name })?;
+    ctx.note(format!("the host has {picture}"));
+    let outside = ctx.host(HostOp::Screendump {
+        name: "../x".into(),
+    });
+    ensure!(outside.is_err(), "the host wrote {outside:?}");
     Ok(())
 }
 

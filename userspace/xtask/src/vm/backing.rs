@@ -170,6 +170,8 @@ impl Stores {
                 );
                 let path = self.dir.join(format!("{name}.png"));
                 qmp.execute("screendump", json!({ "filename": path, "format": "png" }))?;
+                let picture = std::fs::read(&path)?;
+                ensure!(picture.starts_with(b"\x89PNG"), "QEMU made no picture");
                 Ok(path.to_string_lossy().into())
             }
             HostOp::Qmp { execute, arguments } => qmp.execute(execute, arguments.clone()),

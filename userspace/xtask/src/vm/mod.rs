@@ -122,12 +122,14 @@ pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Resul
     let programs = Programs::build(ctx)?;
     let tests = programs.list("--list")?;
     plan::check(&tests)?;
+    let mut selected = false;
     for (index, &flavour) in args.kernel.flavours().iter().enumerate() {
         let boots = plan::boots(&tests, flavour, &selection);
         let selftest = index == 0 && selftest::is_selected(&selection);
         if boots.is_empty() && !selftest {
             continue;
         }
+        selected = true;
         let parts = Parts::gather(kernel::ensure(flavour, ctx)?, &programs, ctx)?;
         ctx.ui.line(&format!(
             "\n{flavour} kernel {} ({}), accelerator: {}",
@@ -141,6 +143,9 @@ pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Resul
         for planned in boots {
             run_planned(ctx, args, &parts, planned, report)?;
         }
+    }
+    if !selected {
+        ctx.ui.line("no guest test is selected");
     }
     Ok(())
 }

@@ -118,6 +118,14 @@ fn firmware_runs() -> bool {
     reader.join().unwrap_or(false)
 }
 
+/// QEMU, which the kernel kills when the thread that has started it is gone, however that went:
+/// a guest without a runner would use a processor for ever.
+fn qemu() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", QEMU]);
+    command
+}
+
 /// A guest as it is to be started.
 #[derive(Debug)]
 pub(crate) struct Guest<'a> {
@@ -220,7 +228,7 @@ impl Guest<'_> {
         arguments.extend(["-object".into(), monitor.to_string()]);
         let output =
             File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
-        let mut command = Command::new(QEMU);
+        let mut command = qemu();
         command
             .args(&arguments)
             .stdin(Stdio::null())
@@ -248,7 +256,7 @@ impl Guest<'_> {
     pub(crate) fn start_interactive(&self, stores: &Stores) -> Result<Child> {
         let mut arguments = self.arguments(stores);
         arguments.extend(["-serial", "mon:stdio", "-serial", "null"].map(str::to_owned));
-        let child = Command::new(QEMU).args(&arguments).spawn();
+        let child = qemu().args(&arguments).spawn();
         child.with_context(|| format!("cannot run {QEMU}"))
     }
 }
