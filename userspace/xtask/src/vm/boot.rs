@@ -23,6 +23,9 @@ use super::parts::Parts;
 use super::qemu::Guest;
 use super::qmp::Qmp;
 use super::topology::Topology;
+use crate::cache::{self, Lock};
+use crate::cmd::make_dir;
+use crate::ctx::Ctx;
 
 /// How long a guest may take to its first result, before the time scale.
 const BOOT_WITHIN: Duration = Duration::from_secs(180);
@@ -46,9 +49,38 @@ pub(crate) struct Boot<'a> {
     pub(crate) panics: bool,
     /// See [`GRACE`].
     pub(crate) grace: Duration,
-    /// Every boot has a directory of its own.
-    pub(crate) dir: PathBuf,
+    pub(crate) dir: BootDir,
     pub(crate) keep: bool,
+}
+
+/// The directory of a boot: what QEMU needs, and what is left to read afterwards.
+#[derive(Debug)]
+pub(crate) struct BootDir {
+    pub(crate) path: PathBuf,
+    /// As the user knows it.
+    shown: String,
+    /// Another run of the same boot waits.
+    _lock: Lock,
+}
+
+impl BootDir {
+    /// An empty directory.
+    pub(crate) fn create(ctx: &Ctx, name: &str) -> Result<Self> {
+        let path = ctx.target.join("vm").join(name);
+        let lock = cache::lock(ctx, &path.with_extension("lock"), &format!("boot {name}"))?;
+        let _ = fs::remove_dir_all(&path);
+        make_dir(&path)?;
+        let shown = ctx.show(&path);
+        Ok(BootDir {
+            path,
+            shown,
+            _lock: lock,
+        })
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
 }
 
 /// A test of a boot that has ended, or the boot itself.
@@ -107,16 +139,13 @@ impl Boot<'_> {
     pub(crate) fn run(&self, tell: &mut dyn FnMut(Progress<'_>)) -> Result<()> {
         let started = Instant::now();
         let scale = self.parts.time_scale(self.topology);
-        let _ = fs::remove_dir_all(&self.dir);
-        fs::create_dir_all(&self.dir)
-            .with_context(|| format!("cannot create {}", self.dir.display()))?;
         let initramfs = self.dir.join("initramfs.cpio");
         let spec = self
             .parts
             .spec(self.topology, scale, Job::Run(self.suites.clone()));
         fs::write(&initramfs, build_initramfs(self.parts, &spec)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
-        let mut stores = Stores::create(self.topology.machine().devices, &self.dir, scale)?;
+        let mut stores = Stores::create(self.topology.machine().devices, &self.dir.path, scale)?;
         let guest = self.parts.guest(self.topology, &initramfs);
         let (child, lines) = guest.start(&stores, &self.dir.join("qemu.log"))?;
         let mut child = KillOnDrop(child);
@@ -165,7 +194,7 @@ impl Boot<'_> {
     }
 
     fn name(&self) -> String {
-        let name = self.dir.file_name().unwrap_or_default();
+        let name = self.dir.path.file_name().unwrap_or_default();
         name.to_string_lossy().into()
     }
 
@@ -179,7 +208,7 @@ impl Boot<'_> {
         if self.keep {
             return;
         }
-        let Ok(entries) = fs::read_dir(&self.dir) else {
+        let Ok(entries) = fs::read_dir(&self.dir.path) else {
             return;
         };
         for entry in entries.flatten() {
@@ -351,10 +380,7 @@ impl Run<'_> {
         let status = if good {
             Status::Passed
         } else {
-            problems.push(format!(
-                "console: {}",
-                self.boot.dir.join("console.log").display()
-            ));
+            problems.push(format!("console: {}/console.log", self.boot.dir.shown));
             Status::Failed(problems.join("\n"))
         };
         let test = format!("boot::{}", self.boot.name());

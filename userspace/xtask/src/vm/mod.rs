@@ -19,7 +19,6 @@ mod qmp;
 mod selftest;
 mod topology;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -30,7 +29,7 @@ use crate::ctx::Ctx;
 use crate::kernel::{self, Flavour};
 use crate::report::{Outcome, Report, TestResult};
 use backing::Stores;
-use boot::{Boot, Ended, Progress};
+use boot::{Boot, BootDir, Ended, Progress};
 use ktap::Status;
 use parts::{Parts, Programs};
 use plan::{PlannedBoot, Selection};
@@ -55,7 +54,7 @@ pub(crate) fn demo(ctx: &Ctx, args: &DemoArgs) -> Result<ExitCode> {
         console: Vec::new(),
         panics: false,
         grace: boot::GRACE,
-        dir: boot_dir(ctx, "demo"),
+        dir: BootDir::create(ctx, "demo")?,
         keep: args.keep,
     };
     let step = ctx.ui.step(format!(
@@ -91,19 +90,18 @@ pub(crate) fn shell(ctx: &Ctx, args: &ShellArgs) -> Result<ExitCode> {
     let programs = Programs::build(ctx)?;
     let parts = Parts::gather(kernel::ensure(args.kernel, ctx)?, &programs, ctx)?;
     say_where(ctx, &topology);
-    let dir = boot_dir(ctx, "shell");
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let initramfs = dir.join("initramfs.cpio");
+    let dir = BootDir::create(ctx, "shell")?;
+    let initramfs = dir.path.join("initramfs.cpio");
     let spec = parts.spec(&topology, parts.time_scale(&topology), Job::Shell);
     std::fs::write(&initramfs, boot::build_initramfs(&parts, &spec)?)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
-    let stores = Stores::create(topology.machine().devices, &dir, 1)?;
+    let stores = Stores::create(topology.machine().devices, &dir.path, 1)?;
     let mut guest = parts.guest(&topology, &initramfs);
     // A person wants the prompt, and has dmesg.
     guest.parameters += " quiet";
     let status = guest.start_interactive(&stores)?.wait()?;
     // Nothing in it is worth keeping, and disks are large.
-    let _ = std::fs::remove_dir_all(&dir);
+    let _ = std::fs::remove_dir_all(&dir.path);
     if !status.success() {
         bail!("QEMU ended with {status}");
     }
@@ -169,7 +167,7 @@ fn run_planned(
         console: planned.console,
         panics: planned.panics,
         grace: boot::GRACE,
-        dir: boot_dir(ctx, &planned.name),
+        dir: BootDir::create(ctx, &planned.name)?,
         keep: args.keep,
     };
     ctx.ui
@@ -221,8 +219,4 @@ fn say_where(ctx: &Ctx, topology: &Topology) {
         .line(&format!("topology {}: {}", topology.name, topology.purpose));
     ctx.ui
         .line(&format!("accelerator: {}", Accelerator::probe()));
-}
-
-fn boot_dir(ctx: &Ctx, name: &str) -> PathBuf {
-    ctx.target.join("vm").join(name)
 }

@@ -10,6 +10,7 @@ use barbuf_guest::protocol::{BootSpec, Job, ListedTest};
 
 use super::kmods::{self, Module};
 use super::topology::Topology;
+use crate::cmd::{Log, output};
 use crate::ctx::Ctx;
 use crate::kernel::{Flavour, Kernel};
 use crate::module;
@@ -38,18 +39,12 @@ pub(crate) struct Programs {
 impl Programs {
     /// Builds them as static programs: the guest has no libraries.
     pub(crate) fn build(ctx: &Ctx) -> Result<Self> {
-        let step = ctx.ui.step("build the guest's programs");
+        let step = ctx.ui.step("building the guest's programs");
         // Flags for the guest must not make cargo build the host's programs anew each time.
         let target_dir = ctx.target.join("guest");
-        let output = Command::new("cargo")
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--locked",
-                "--target",
-                TARGET,
-            ])
+        let mut cargo = Command::new("cargo");
+        cargo
+            .args(["build", "--release", "--locked", "--target", TARGET])
             .args(["-p", "barbuf-guest", "-p", "barbuf-suites", "--bins"])
             .arg("--manifest-path")
             .arg(ctx.repo.join("userspace/Cargo.toml"))
@@ -57,15 +52,9 @@ impl Programs {
             .arg(&target_dir)
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
-            .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
-            .output()
-            .context("cannot run cargo")?;
-        if !output.status.success() {
-            bail!(
-                "the guest's programs do not build\n{}",
-                String::from_utf8_lossy(&output.stderr).trim_end()
-            );
-        }
+            .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
+        Log::create(ctx, ctx.target.join("guest-programs.log"))?
+            .run(&mut cargo, "the guest's programs could not be built")?;
         step.done();
         let dir = target_dir.join(TARGET).join("release");
         Ok(Programs {
@@ -76,16 +65,8 @@ impl Programs {
 
     /// What tests there are.
     pub(crate) fn list(&self, option: &str) -> Result<Vec<ListedTest>> {
-        let output = Command::new(&self.suites).arg(option).output();
-        let output = output.with_context(|| format!("cannot run {}", self.suites.display()))?;
-        if !output.status.success() {
-            bail!(
-                "{} {option} ended with {}",
-                self.suites.display(),
-                output.status
-            );
-        }
-        serde_json::from_slice(&output.stdout).context("the list of tests is no list of tests")
+        let text = output(Command::new(&self.suites).arg(option))?;
+        serde_json::from_str(&text).context("the list of tests is no list of tests")
     }
 }
 

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::backing::Stores;
 use super::topology::Topology;
+use crate::cmd::die_with_us;
 
 const QEMU: &str = "qemu-system-x86_64";
 /// How long the firmware of a probe boot may take.
@@ -116,14 +117,6 @@ fn firmware_runs() -> bool {
     let _ = child.kill();
     let _ = child.wait();
     reader.join().unwrap_or(false)
-}
-
-/// QEMU, which the kernel kills when the thread that has started it is gone, however that went:
-/// a guest without a runner would use a processor for ever.
-fn qemu() -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", QEMU]);
-    command
 }
 
 /// A guest as it is to be started.
@@ -228,7 +221,7 @@ impl Guest<'_> {
         arguments.extend(["-object".into(), monitor.to_string()]);
         let output =
             File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
-        let mut command = qemu();
+        let mut command = Command::new(QEMU);
         command
             .args(&arguments)
             .stdin(Stdio::null())
@@ -256,7 +249,8 @@ impl Guest<'_> {
     pub(crate) fn start_interactive(&self, stores: &Stores) -> Result<Child> {
         let mut arguments = self.arguments(stores);
         arguments.extend(["-serial", "mon:stdio", "-serial", "null"].map(str::to_owned));
-        let child = qemu().args(&arguments).spawn();
+        let mut command = Command::new(QEMU);
+        let child = die_with_us(command.args(&arguments)).spawn();
         child.with_context(|| format!("cannot run {QEMU}"))
     }
 }

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use barbuf_guest::protocol::ListedTest;
 
-use super::boot::{Boot, Ended, Progress};
-use super::boot_dir;
+use super::boot::{Boot, BootDir, Ended, Progress};
 use super::ktap::Status;
 use super::parts::{Parts, Programs};
 use super::plan::{self, Selection};
@@ -210,7 +209,7 @@ fn run_case(
         console: case.console.iter().map(|&text| text.into()).collect(),
         panics: case.panics,
         grace: GRACE,
-        dir: boot_dir(ctx, &format!("runner-{}", case.name)),
+        dir: BootDir::create(ctx, &format!("runner-{}", case.name))?,
         keep,
     };
     let mut ended = Vec::new();
