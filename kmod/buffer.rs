@@ -95,8 +95,8 @@ pub(crate) struct Live {
     pub(crate) memory: Memory,
     /// The cache mode of its addresses.
     pub(crate) _write_combining: KVec<WriteCombining>,
-    /// None for pools, which keep their own books.
-    pub(crate) _reservation: Option<Reservation>,
+    /// The claim on the bytes.
+    pub(crate) _reservation: Reservation,
 }
 
 /// What has happened to a buffer, for QUERY and debugfs.

@@ -165,19 +165,15 @@ fn from_region(
                 None => Memory::Frames,
             },
             _write_combining: write_combining,
-            _reservation: Some(reservation),
+            _reservation: reservation,
         },
         ranges,
     })
 }
 
 /// Takes memory from the pool of an adopted provider.
-fn from_pool(
-    session: &Session,
-    region: &Region,
-    export: &Export,
-    wanted: &Wanted,
-) -> Result<Obtained> {
+fn from_pool(session: &Session, index: u32, export: &Export, wanted: &Wanted) -> Result<Obtained> {
+    let region = session.provider.regions.get(index as usize).ok_or(EINVAL)?;
     // An alignment that the pool has no room for is not worth failing for.
     let mut taken = Err(ENOSPC);
     for order in alloc::preferences(wanted.len) {
@@ -205,7 +201,7 @@ fn from_pool(
         live: Live {
             memory,
             _write_combining: KVec::new(),
-            _reservation: None,
+            _reservation: session.provider.count(index),
         },
         ranges,
     })
@@ -277,7 +273,7 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
     let fd = FileDescriptorReservation::get_unused_fd_flags(export.open.fd_flags())?;
 
     let obtained = if region.facts.pool {
-        from_pool(session, region, &export, &wanted)?
+        from_pool(session, user.region, &export, &wanted)?
     } else {
         from_region(session, user.region, &export, limit, &wanted)?
     };

@@ -58,10 +58,6 @@ use kernel::{
     rbtree::RBTree,
     str::CString,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         Arc,
         Mutex, //
     },
@@ -109,9 +105,10 @@ pub(crate) struct Region {
 struct Taken {
     /// Sorted by start.
     claims: KVec<Claim>,
-    /// Owners that are gone, but on whose pages somebody still holds a reference.
-    draining: KVec<u64>,
-    /// Buffers of the region.
+    /// Those of the claims whose owners are gone, but on whose pages somebody still holds a
+    /// reference.
+    draining: KVec<Claim>,
+    /// Live buffers of the region.
     buffers: u32,
     /// Its struct pages, once there are any; the owner is [`Hardware`].
     map: Option<Arc<PageMap>>,
@@ -160,8 +157,6 @@ pub(crate) struct Provider {
     pub(crate) gate: Gate<Hardware>,
     #[pin]
     inner: Mutex<Inner>,
-    /// Live buffers, for those who only want to know.
-    pub(crate) live: Atomic<i64>,
 }
 
 /// The part of offsets that one buffer has to itself is a multiple of this.
@@ -204,7 +199,6 @@ impl Provider {
                     next_cookie: 0,
                     next_owner: 1,
                 }),
-                live: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -410,6 +404,10 @@ impl Provider {
             }
         }
 
+        let mut starts = KVec::with_capacity(ranges.len(), GFP_KERNEL_ACCOUNT)?;
+        for range in ranges.iter() {
+            starts.push(range.start(), GFP_KERNEL_ACCOUNT)?;
+        }
         taken.claims.reserve(ranges.len(), GFP_KERNEL_ACCOUNT)?;
         // Room for the way out, which must not fail: at most one entry for each claim.
         let most = taken.claims.len().saturating_add(ranges.len());
@@ -437,6 +435,7 @@ impl Provider {
                 .insert_within_capacity(at, claim)
                 .map_err(|_| ENOMEM)?;
         }
+        taken.buffers = taken.buffers.saturating_add(1);
         inner.next_owner = owner.saturating_add(1);
         drop(guard);
         Ok((
@@ -444,10 +443,24 @@ impl Provider {
                 provider: self.clone(),
                 index,
                 owner,
+                starts,
             },
             ranges,
             map,
         ))
+    }
+
+    /// Counts a buffer of region `index` whose bytes come from a pool, which keeps its own books.
+    pub(crate) fn count(self: &Arc<Self>, index: u32) -> Reservation {
+        if let Some(taken) = self.inner.lock().taken.get_mut(index as usize) {
+            taken.buffers = taken.buffers.saturating_add(1);
+        }
+        Reservation {
+            provider: self.clone(),
+            index,
+            owner: 0,
+            starts: KVec::new(),
+        }
     }
 
     /// Bytes of region `index` that an exclusive export can still take.
@@ -455,6 +468,9 @@ impl Provider {
         let Some(region) = self.regions.get(index) else {
             return 0;
         };
+        if region.facts.pool {
+            return self.function.free_p2pmem();
+        }
         let mut inner = self.inner.lock();
         let Some(taken) = inner.taken.get_mut(index) else {
             return 0;
@@ -469,7 +485,7 @@ impl Provider {
         .free_bytes()
     }
 
-    /// Buffers of region `index`.
+    /// Live buffers of region `index`.
     pub(crate) fn buffers_of(&self, index: usize) -> u32 {
         self.inner
             .lock()
@@ -506,27 +522,14 @@ impl Provider {
             buffer.clone(),
             GFP_KERNEL_ACCOUNT,
         )?;
-        let mut inner = self.inner.lock();
-        inner.buffers.insert(node);
-        if let Some(taken) = inner.taken.get_mut(buffer.region as usize) {
-            taken.buffers = taken.buffers.saturating_add(1);
-        }
-        self.live.add(1, Relaxed);
+        self.inner.lock().buffers.insert(node);
         Ok(())
     }
 
     /// Forgets the buffer.
     pub(crate) fn remove(&self, buffer: &Buffer) {
-        let mut inner = self.inner.lock();
-        let removed = inner.buffers.remove(&buffer.last_offset());
-        if removed.is_some() {
-            if let Some(taken) = inner.taken.get_mut(buffer.region as usize) {
-                taken.buffers = taken.buffers.saturating_sub(1);
-            }
-            self.live.add(-1, Relaxed);
-        }
-        drop(inner);
-        // Its memory is given back outside of the lock.
+        let removed = self.inner.lock().buffers.remove(&buffer.last_offset());
+        // Outside of the lock: this may be the last reference.
         drop(removed);
     }
 
@@ -641,20 +644,30 @@ impl Taken {
 
     /// Drops the claims of owners that are gone and whose pages nobody holds any more.
     fn purge(&mut self, region: &Region) {
-        if self.draining.is_empty() {
-            return;
-        }
         let (claims, map) = (&mut self.claims, &self.map);
-        self.draining.retain(|owner| {
-            let busy = claims
-                .iter()
-                .filter(|claim| claim.owner == *owner)
-                .any(|claim| in_use(map, region, claim.range));
+        self.draining.retain(|claim| {
+            let busy = in_use(map, region, claim.range);
             if !busy {
-                claims.retain(|claim| claim.owner != *owner);
+                forget(claims, claim);
             }
             busy
         });
+    }
+
+    /// The owner of `claim` has gone.
+    fn release(&mut self, region: &Region, claim: Claim) {
+        // `Provider::claim` has made room.
+        if !in_use(&self.map, region, claim.range)
+            || self.draining.push_within_capacity(claim).is_err()
+        {
+            forget(&mut self.claims, &claim);
+        }
+    }
+}
+
+fn forget(claims: &mut KVec<Claim>, claim: &Claim) {
+    if let Some(index) = alloc::index_of(claims, claim.range.start(), claim.owner) {
+        let _ = claims.remove(index);
     }
 }
 
@@ -706,6 +719,8 @@ pub(crate) struct Reservation {
     provider: Arc<Provider>,
     index: u32,
     owner: u64,
+    /// Where the claims begin; empty for pools.
+    starts: KVec<u64>,
 }
 
 impl Drop for Reservation {
@@ -717,14 +732,17 @@ impl Drop for Reservation {
         let Some(taken) = inner.taken.get_mut(self.index as usize) else {
             return;
         };
-        // `claim` has made room.
-        if taken.draining.push_within_capacity(self.owner).is_err() {
-            pr_warn!(
-                "{}: bytes of a buffer stay taken\n",
-                self.provider.function.address()
-            );
+        taken.buffers = taken.buffers.saturating_sub(1);
+        if self.provider.gate.is_closed() {
+            // Nothing is exported any more, and the claims of many buffers take long to sort out.
+            return;
         }
-        taken.purge(region);
+        for start in self.starts.iter() {
+            let index = alloc::index_of(&taken.claims, *start, self.owner);
+            if let Some(claim) = index.and_then(|index| taken.claims.get(index)).copied() {
+                taken.release(region, claim);
+            }
+        }
     }
 }
 

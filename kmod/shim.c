@@ -7,6 +7,7 @@
 #include <linux/fs.h>
 #include <linux/huge_mm.h>
 #include <linux/io.h>
+#include <linux/kstrtox.h>
 #include <linux/kernfs.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
@@ -194,6 +195,37 @@ bool barbuf_helper_pci_has_p2pmem(struct pci_dev *pdev)
 	nearest = pci_p2pmem_find(&pdev->dev);
 	pci_dev_put(nearest);
 	return nearest == pdev;
+}
+
+/*
+ * The pool is private to drivers/pci/p2pdma.c. What is free in it can be asked
+ * through the attribute that shows it in sysfs.
+ */
+u64 barbuf_helper_pci_free_p2pmem(struct pci_dev *pdev)
+{
+	struct kernfs_node *group, *file = NULL;
+	struct device_attribute *available;
+	u64 bytes = 0;
+	char *text;
+
+	text = (char *)get_zeroed_page(GFP_KERNEL);
+	if (!text)
+		return 0;
+	group = kernfs_find_and_get(pdev->dev.kobj.sd, "p2pmem");
+	if (group)
+		file = kernfs_find_and_get(group, "available");
+	if (file) {
+		/* The attribute is a static of the kernel's. */
+		available = container_of((struct attribute *)file->priv,
+					 struct device_attribute, attr);
+		if (available->show(&pdev->dev, available, text) > 0 &&
+		    kstrtou64(strim(text), 10, &bytes))
+			bytes = 0;
+	}
+	kernfs_put(file);
+	kernfs_put(group);
+	free_page((unsigned long)text);
+	return bytes;
 }
 
 void barbuf_helper_memset_io(void __iomem *dst, int value, size_t len)

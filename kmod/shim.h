@@ -56,6 +56,7 @@ int barbuf_helper_pci_domain(struct pci_dev *pdev);
 void barbuf_helper_pci_lock(struct pci_dev *pdev);
 void barbuf_helper_pci_unlock(struct pci_dev *pdev);
 bool barbuf_helper_pci_has_p2pmem(struct pci_dev *pdev);
+u64 barbuf_helper_pci_free_p2pmem(struct pci_dev *pdev);
 
 void barbuf_helper_memset_io(void __iomem *dst, int value, size_t len);
 

@@ -244,6 +244,12 @@ impl Function {
         unsafe { shim::barbuf_helper_pci_has_p2pmem(self.as_raw()) }
     }
 
+    /// Bytes that are free in its pool of p2pmem; 0 when it has none.
+    pub(crate) fn free_p2pmem(&self) -> u64 {
+        // SAFETY: The function is alive.
+        unsafe { shim::barbuf_helper_pci_free_p2pmem(self.as_raw()) }
+    }
+
     /// Keeps drivers from being bound and unbound. May sleep.
     pub(crate) fn lock(&self) -> DriverGuard<'_> {
         // SAFETY: The function is alive; the guard unlocks.

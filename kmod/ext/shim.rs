@@ -55,6 +55,8 @@ extern "C" {
     pub(super) fn barbuf_helper_pci_unlock(pdev: *mut bindings::pci_dev);
     pub(super) fn barbuf_helper_pci_has_p2pmem(pdev: *mut bindings::pci_dev) -> bool;
 
+    pub(super) fn barbuf_helper_pci_free_p2pmem(pdev: *mut bindings::pci_dev) -> u64;
+
     pub(super) fn barbuf_helper_memset_io(dst: *mut c_void, value: c_int, len: usize);
 
     pub(super) fn barbuf_helper_trace_export(

@@ -96,9 +96,17 @@ pub fn insertion_point(claims: &[Claim], claim: &Claim) -> usize {
     claims.partition_point(|other| other.range.start() <= claim.range.start())
 }
 
-/// The index of the first claim that `owner` holds, `None` when it holds none.
-pub fn first_of(claims: &[Claim], owner: u64) -> Option<usize> {
-    claims.iter().position(|claim| claim.owner == owner)
+/// The index of the claim that `owner` holds from byte `start` on, `None` when there is none.
+///
+/// `claims` is sorted by start. An owner's ranges do not overlap, so that there is at most one.
+pub fn index_of(claims: &[Claim], start: u64, owner: u64) -> Option<usize> {
+    let first = claims.partition_point(|claim| claim.range.start() < start);
+    let among = claims
+        .get(first..)?
+        .iter()
+        .take_while(|claim| claim.range.start() == start)
+        .position(|claim| claim.owner == owner)?;
+    first.checked_add(among)
 }
 
 /// Everything that is not free, sorted by start: claims and reserved ranges merged.

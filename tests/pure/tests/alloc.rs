@@ -314,7 +314,11 @@ proptest! {
             wanted.owner = owner as u64;
             if release {
                 let victim = owner as u64 / 2;
-                while let Some(index) = alloc::first_of(&claims, victim) {
+                while let Some(index) = claims.iter().position(|claim| claim.owner == victim) {
+                    let start = claims[index].range.start();
+                    prop_assert_eq!(alloc::index_of(&claims, start, victim), Some(index));
+                    prop_assert_eq!(alloc::index_of(&claims, start, u64::MAX), None);
+                    prop_assert_eq!(alloc::index_of(&claims, start + 1, victim), None);
                     claims.remove(index);
                 }
                 prop_assert!(claims.iter().all(|claim| claim.owner != victim));
