@@ -111,8 +111,8 @@ enum barbuf_kind {
  * enum barbuf_backing - what stands behind the bytes of a buffer
  * @BARBUF_BACKING_PFN: no struct pages. Costs nothing; file I/O into the
  *	mapping fails with EFAULT
- * @BARBUF_BACKING_PAGE: compound struct pages. O_DIRECT, vmsplice() and the
- *	like work on the mapping
+ * @BARBUF_BACKING_PAGE: compound struct pages. O_DIRECT works on the mapping,
+ *	which consists of whole pages of one size
  */
 enum barbuf_backing {
 	BARBUF_BACKING_PFN = 0,

@@ -74,7 +74,7 @@ pub const BARBUF_KIND_REGISTERED: u32 = 2;
 
 /// No struct pages. Costs nothing; file I/O into the mapping fails with `EFAULT`.
 pub const BARBUF_BACKING_PFN: u32 = 0;
-/// Compound struct pages. `O_DIRECT`, `vmsplice()` and the like work on the mapping.
+/// Compound struct pages. `O_DIRECT` works on the mapping, which consists of whole pages of one size.
 pub const BARBUF_BACKING_PAGE: u32 = 1;
 
 /// Uncached.
