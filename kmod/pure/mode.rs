@@ -54,7 +54,7 @@ impl Cache {
 pub enum Backing {
     /// Page frame numbers without `struct page`: costs nothing, O_DIRECT gets `EFAULT`.
     Pfn = 0,
-    /// Compound P2PDMA pages: O_DIRECT, vmsplice and the like work.
+    /// Compound P2PDMA pages: O_DIRECT works.
     Page = 1,
 }
 

@@ -155,7 +155,8 @@ enum barbuf_state {
  * @bar: number of the BAR that it lies in, 0 to 5
  * @offset: of the region's first byte in that BAR
  * @length: bytes
- * @free: bytes that an exclusive export can still take, in pieces perhaps
+ * @free: bytes that an exclusive export can still take, in pieces perhaps (of a
+ *	pool: all that its owner and others have left)
  * @phys_class: physical address of the first byte modulo 1 GiB. A user mapping
  *	can use a leaf of a given size only if its address is congruent to the
  *	physical one modulo that size
