@@ -5,18 +5,57 @@
 //! On the host `suites --list` tells what there is; in the guest init starts
 //! `suites SUITE TEST` once per test. A new suite is a file here and a line in [`SUITES`].
 
+mod abi;
+mod adopt;
+mod advice;
+mod arguments;
+mod cookie;
 mod demo;
+mod descriptor;
+mod errors;
+mod export;
+mod foreign;
+mod fuzz;
+mod inflight;
+mod isolation;
 mod kit;
+mod lifetime;
+mod map;
+mod odirect;
 mod provoke;
+mod races;
+mod revoke;
 mod smoke;
 mod support;
+mod vmops;
 
 use std::process::ExitCode;
 
 use support::{Suite, list, run};
 
 /// What `make test` runs, in this order.
-const SUITES: &[Suite] = &[smoke::SUITE, demo::SUITE];
+const SUITES: &[Suite] = &[
+    smoke::SUITE,
+    abi::SUITE,
+    export::SUITE,
+    descriptor::SUITE,
+    errors::SUITE,
+    arguments::SUITE,
+    map::SUITE,
+    cookie::SUITE,
+    vmops::SUITE,
+    advice::SUITE,
+    foreign::SUITE,
+    odirect::SUITE,
+    revoke::SUITE,
+    inflight::SUITE,
+    adopt::SUITE,
+    isolation::SUITE,
+    lifetime::SUITE,
+    races::SUITE,
+    fuzz::SUITE,
+    demo::SUITE,
+];
 
 /// What only the runner's test of itself runs: tests that must fail, or take the guest down.
 const PROVOCATIONS: &[Suite] = &[provoke::SUITE];
