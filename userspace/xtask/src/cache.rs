@@ -193,13 +193,14 @@ pub(crate) fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     for part in parts {
         hash.update(part);
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    format!("{:x}", hash.finalize())
 }
 
 /// Refuses to begin what the disk has no room for.
 pub(crate) fn need_space(ctx: &Ctx, dir: &Path, gib: u64, what: &str) -> Result<()> {
     make_dir(dir)?;
-    let stat = statvfs(dir).with_context(|| format!("cannot ask for space in {}", dir.display()))?;
+    let stat =
+        statvfs(dir).with_context(|| format!("cannot ask for space in {}", dir.display()))?;
     let free = stat.blocks_available() * stat.fragment_size();
     if free < gib << 30 {
         bail!(

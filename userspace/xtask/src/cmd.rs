@@ -4,10 +4,10 @@
 //! end of it.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -49,8 +49,33 @@ impl<'a> Log<'a> {
         &self,
         command: &mut Command,
         what: &str,
-        mut line: impl FnMut(&str),
+        line: impl FnMut(&str),
     ) -> Result<()> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let status = self.wait(command, line)?;
+        if status.success() {
+            return Ok(());
+        }
+        if self.text()?.contains("No space left on device") {
+            bail!(
+                "{what}: the disk is full\n\
+                 hint: free some space; what was done so far is kept (log: {})",
+                self.ctx.show(&self.path)
+            );
+        }
+        self.show_end()?;
+        bail!(
+            "{what} ({program}: {status})\nhint: the whole log is {}",
+            self.ctx.show(&self.path)
+        )
+    }
+
+    /// Runs a program whose failure is not an error by itself.
+    pub(crate) fn quiet(&self, command: &mut Command) -> Result<ExitStatus> {
+        self.wait(command, |_| ())
+    }
+
+    fn wait(&self, command: &mut Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
         let open = || {
             File::options()
                 .append(true)
@@ -58,16 +83,15 @@ impl<'a> Log<'a> {
                 .with_context(|| format!("cannot write {}", self.ctx.show(&self.path)))
         };
         let mut reader = BufReader::new(File::open(&self.path)?);
-        std::io::Seek::seek(&mut reader, std::io::SeekFrom::End(0))?;
-        let program = command.get_program().to_string_lossy().into_owned();
+        reader.seek(SeekFrom::End(0))?;
         let mut child = die_with_us(command)
             .stdin(Stdio::null())
             .stdout(open()?)
             .stderr(open()?)
             .spawn()
-            .with_context(|| format!("cannot run {program}"))?;
+            .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
         let mut pause = Duration::from_millis(5);
-        let status = loop {
+        loop {
             let ended = child.try_wait()?;
             let mut text = Vec::new();
             while reader.read_until(b'\n', &mut text)? > 0 {
@@ -75,28 +99,23 @@ impl<'a> Log<'a> {
                 text.clear();
             }
             if let Some(status) = ended {
-                break status;
+                return Ok(status);
             }
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(500));
-        };
-        if status.success() {
-            return Ok(());
         }
-        let text = String::from_utf8_lossy(&fs::read(&self.path)?).into_owned();
-        if text.contains("No space left on device") {
-            bail!(
-                "{what}: the disk is full\nhint: free some space; what was done so far is kept (log: {})",
-                self.ctx.show(&self.path)
-            );
+    }
+
+    fn text(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.path)?).into_owned())
+    }
+
+    /// Prints the part of the log that says what went wrong.
+    pub(crate) fn show_end(&self) -> Result<()> {
+        for line in tail(&self.text()?) {
+            self.ctx.ui.line(&format!("    {line}"));
         }
-        for shown in tail(&text) {
-            self.ctx.ui.line(&format!("    {shown}"));
-        }
-        bail!(
-            "{what} ({program}: {status})\nhint: the whole log is {}",
-            self.ctx.show(&self.path)
-        )
+        Ok(())
     }
 }
 
@@ -156,7 +175,7 @@ mod tests {
 
     #[test]
     fn without_an_error_the_end_is_shown() {
-        let text: String = (0..100).map(|n| format!("{n}\n")).collect();
+        let text = "a\n".repeat(100) + "99\n";
         assert_eq!(tail(&text).last(), Some(&"99"));
         assert_eq!(tail(""), Vec::<&str>::new());
     }

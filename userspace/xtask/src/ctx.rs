@@ -82,7 +82,7 @@ impl Ctx {
             ui: Ui::new(),
             outside: [
                 ("/barbuf".into(), PathBuf::new()),
-                ("/cache".into(), "/home/someone/.cache/barbuf".into()),
+                ("/cache".into(), "/elsewhere/barbuf".into()),
             ],
         }
     }
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(ctx.show(Path::new("/barbuf/target/x.log")), "target/x.log");
         assert_eq!(
             ctx.show(Path::new("/cache/kernels")),
-            "/home/someone/.cache/barbuf/kernels"
+            "/elsewhere/barbuf/kernels"
         );
         assert_eq!(ctx.show(Path::new("/etc/passwd")), "/etc/passwd");
     }

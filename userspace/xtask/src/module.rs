@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cache;
 use crate::cmd::{Log, make_dir};
@@ -31,9 +31,10 @@ pub(crate) fn build(kernel: &Kernel, ctx: &Ctx) -> Result<BuiltModules> {
         make_dir(&dir)?;
         cache::write(&stamp, identity.as_bytes())?;
     }
-    let step = ctx
-        .ui
-        .step(format!("building the module for the {} kernel", kernel.flavour));
+    let step = ctx.ui.step(format!(
+        "building the module for the {} kernel",
+        kernel.flavour
+    ));
     let log = Log::create(ctx, beside(&dir, "log"))?;
     log.run(
         &mut make(kernel, ctx, &dir),
@@ -64,21 +65,15 @@ fn beside(dir: &Path, extension: &str) -> PathBuf {
     dir.with_extension(extension)
 }
 
-/// The modules that a build made, `barbuf.ko` before those that stand on it.
+/// The modules that kbuild says it made, `barbuf.ko` before those that stand on it.
 fn find(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut modules = Vec::new();
-    let mut dirs = vec![dir.to_path_buf()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "ko") {
-                modules.push(path);
-            }
-        }
-    }
-    modules.sort_by_key(|path| (path.file_name() != Some("barbuf.ko".as_ref()), path.clone()));
+    let order = fs::read_to_string(dir.join("modules.order"))
+        .context("the build left no list of its modules")?;
+    let mut modules: Vec<PathBuf> = order
+        .lines()
+        .map(|object| dir.join(object).with_extension("ko"))
+        .collect();
+    modules.sort_by_key(|path| !path.ends_with("barbuf.ko"));
     match modules.first() {
         Some(first) if first.ends_with("barbuf.ko") => Ok(modules),
         _ => bail!("the build made no barbuf.ko"),

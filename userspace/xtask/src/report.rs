@@ -59,6 +59,9 @@ pub(crate) struct Report<'a> {
 
 impl<'a> Report<'a> {
     pub(crate) fn new(ctx: &'a Ctx, json: &Option<PathBuf>) -> Self {
+        if json.as_deref() == Some(Path::new("-")) {
+            ctx.ui.reserve_stdout();
+        }
         Report {
             ctx,
             json: json.clone(),
@@ -85,6 +88,11 @@ impl<'a> Report<'a> {
                 self.ctx.ui.line(&format!("        {line}"));
             }
         }
+        self.record(result);
+    }
+
+    /// Records a test that is not worth a line.
+    pub(crate) fn record(&mut self, result: TestResult) {
         self.results.push(result);
     }
 
@@ -114,10 +122,13 @@ impl<'a> Report<'a> {
                     .with_context(|| format!("cannot write {}", path.display()))?;
             }
         }
-        println!(
+        if tally == Tally::default() {
+            self.ctx.ui.line("no test has this name");
+        }
+        self.ctx.ui.line(&format!(
             "{} passed, {} failed, {} skipped",
             tally.passed, tally.failed, tally.skipped
-        );
+        ));
         Ok(if tally.failed == 0 && tally.passed > 0 {
             ExitCode::SUCCESS
         } else {

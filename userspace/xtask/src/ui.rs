@@ -59,6 +59,7 @@ struct Entry {
 pub(crate) struct Step {
     ui: Ui,
     index: usize,
+    loud: bool,
     finished: bool,
 }
 
@@ -89,17 +90,26 @@ impl Ui {
 
     /// Begins a step. Steps nest.
     pub(crate) fn step(&self, name: impl Into<String>) -> Step {
+        self.begin(name.into(), true)
+    }
+
+    /// Begins a step that prints nothing but its progress: the caller tells how it ended.
+    pub(crate) fn quiet_step(&self, name: impl Into<String>) -> Step {
+        self.begin(name.into(), false)
+    }
+
+    fn begin(&self, name: String, loud: bool) -> Step {
         let mut state = self.shared.lock();
         let now = Instant::now();
         let entry = Entry {
-            name: name.into(),
+            name,
             note: String::new(),
             depth: state.running.len(),
             started: now,
             last_beat: now,
             took: None,
         };
-        if !self.shared.terminal {
+        if loud && !self.shared.terminal {
             let text = format!("{}{} ...", indent(entry.depth), entry.name);
             state.print(&text);
         }
@@ -111,6 +121,7 @@ impl Ui {
         Step {
             ui: self.clone(),
             index,
+            loud,
             finished: false,
         }
     }
@@ -201,11 +212,16 @@ impl Shared {
 }
 
 impl State {
-    fn print(&mut self, text: &str) {
+    /// Removes the progress line.
+    fn wipe(&mut self) {
         if self.drawn {
             eprint!("\r\x1b[2K");
             self.drawn = false;
         }
+    }
+
+    fn print(&mut self, text: &str) {
+        self.wipe();
         // A reader that went away (`make test | head`) is no reason to end the work.
         let _ = if self.reserved {
             writeln!(io::stderr(), "{text}")
@@ -267,7 +283,11 @@ impl Step {
             clock(took)
         );
         state.running.retain(|&running| running != self.index);
-        state.print(&text);
+        if self.loud {
+            state.print(&text);
+        } else {
+            state.wipe();
+        }
         self.ui.shared.draw(&mut state);
         took
     }

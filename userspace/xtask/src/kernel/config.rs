@@ -99,7 +99,10 @@ mod tests {
         for (bad, name) in [
             ("CONFIG_B=m\n", "CONFIG_A: asked for y, got n"),
             ("CONFIG_A=y\nCONFIG_B=y\n", "CONFIG_B: asked for m, got y"),
-            ("CONFIG_A=y\nCONFIG_B=m\nCONFIG_C=y\n", "CONFIG_C: asked for n, got y"),
+            (
+                "CONFIG_A=y\nCONFIG_B=m\nCONFIG_C=y\n",
+                "CONFIG_C: asked for n, got y",
+            ),
         ] {
             let error = check(&wanted, &Config::parse(bad)).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");

@@ -48,7 +48,10 @@ pub(super) fn ensure(ctx: &Ctx, flavour: Flavour, choice: Choice) -> Result<Kern
     let mut texts = Vec::new();
     for name in fragments(flavour) {
         let path = ctx.repo.join("tests/vm/configs").join(name);
-        texts.push(fs::read_to_string(&path).with_context(|| format!("cannot read {}", ctx.show(&path)))?);
+        texts.push(
+            fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", ctx.show(&path)))?,
+        );
     }
     let mut wanted = Config::default();
     for text in &texts {
@@ -111,7 +114,10 @@ fn patches(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "patch") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "patch")
+        {
             paths.push(path);
         }
     }
@@ -119,7 +125,8 @@ fn patches(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     paths
         .into_iter()
         .map(|path| {
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             Ok((path, bytes))
         })
         .collect()
@@ -146,7 +153,10 @@ fn patch(
     let log = Log::create(ctx, dir.join("patch.log"))?;
     tree.make(|staging| {
         log.run(
-            Command::new("cp").arg("-al").arg(source.join(".")).arg(staging),
+            Command::new("cp")
+                .arg("-al")
+                .arg(source.join("."))
+                .arg(staging),
             "the source could not be copied",
         )?;
         for (path, _) in patches {
@@ -157,7 +167,10 @@ fn patch(
                     .arg(path)
                     .current_dir(staging)
                     // The tree is no repository, and must not be taken for a part of one.
-                    .env("GIT_CEILING_DIRECTORIES", staging.parent().unwrap_or(staging)),
+                    .env(
+                        "GIT_CEILING_DIRECTORIES",
+                        staging.parent().unwrap_or(staging),
+                    ),
                 &format!("{} does not apply to {}", ctx.show(path), choice.version),
             )?;
         }
@@ -233,7 +246,10 @@ impl Build<'_> {
             return Ok(());
         };
         for (path, time) in files {
-            if time >= limit && !path.ends_with(".config") && !path.starts_with(self.build.join("include/config")) {
+            if time >= limit
+                && !path.ends_with(".config")
+                && !path.starts_with(self.build.join("include/config"))
+            {
                 cache::remove(&path)?;
             }
         }

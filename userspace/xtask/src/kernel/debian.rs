@@ -294,7 +294,10 @@ fn complete(packages: &[Package], series: &str, release: &str, version: &str) ->
         format!("linux-base-{release}"),
     ];
     let named = |name: &str| -> Vec<&Package> {
-        packages.iter().filter(|package| package.name == name).collect()
+        packages
+            .iter()
+            .filter(|package| package.name == name)
+            .collect()
     };
     for name in required {
         let found = named(&name);
@@ -429,13 +432,7 @@ fn deb_path(debs: &Path, package: &Package) -> Option<PathBuf> {
         .map(|entry| entry.path())
 }
 
-fn unpack(
-    log: &Log<'_>,
-    ctx: &Ctx,
-    choice: &Choice,
-    package: &Package,
-    into: &Path,
-) -> Result<()> {
+fn unpack(log: &Log<'_>, ctx: &Ctx, choice: &Choice, package: &Package, into: &Path) -> Result<()> {
     let deb = deb_path(&choice.dir(ctx).join("debs"), package)
         .with_context(|| format!("the download of {} is gone", package.name))?;
     log.run(
@@ -477,7 +474,10 @@ fn download(ctx: &Ctx, choice: &Choice) -> Result<()> {
                 .current_dir(&debs)
                 .arg("download")
                 .arg(format!("{}={}", package.name, package.version)),
-            &format!("{} {} could not be downloaded", package.name, package.version),
+            &format!(
+                "{} {} could not be downloaded",
+                package.name, package.version
+            ),
         )?;
         done += package.size;
     }
@@ -491,12 +491,13 @@ mod tests {
 
     /// One entry per package: name and version.
     fn index(entries: &[(&str, &str)]) -> Vec<Package> {
-        let text: String = entries
+        let stanzas: Vec<String> = entries
             .iter()
             .map(|(name, version)| {
-                format!("Package: {name}\nVersion: {version}\nSize: 10\nDescription: x\n\n")
+                format!("Package: {name}\nVersion: {version}\nSize: 10\nDescription: x\n")
             })
             .collect();
+        let text = stanzas.join("\n");
         parse_index(&text).unwrap()
     }
 
@@ -523,7 +524,10 @@ mod tests {
             ("linux-image-7.3.11+deb13-cloud-amd64", "7.3.11-1~bpo13+1"),
             ("linux-image-7.3.11+deb13-rt-amd64", "7.3.11-1~bpo13+1"),
             ("linux-image-7.3.11+deb13-amd64-dbg", "7.3.11-1~bpo13+1"),
-            ("linux-image-7.3.11+deb13-amd64-unsigned", "7.3.11-1~bpo13+1"),
+            (
+                "linux-image-7.3.11+deb13-amd64-unsigned",
+                "7.3.11-1~bpo13+1",
+            ),
         ]));
         let choice = pick(&all, &["7.3"], compare).unwrap();
         assert_eq!(choice.version, "7.3.10-1~bpo13+1");
@@ -535,7 +539,10 @@ mod tests {
     #[test]
     fn an_incomplete_kernel_is_passed_over_for_a_complete_older_one() {
         let mut all = kernel("7.3.4+deb13-amd64", "7.3.4-1~bpo13+1");
-        all.extend(index(&[("linux-image-7.3.5+deb13-amd64", "7.3.5-1~bpo13+1")]));
+        all.extend(index(&[(
+            "linux-image-7.3.5+deb13-amd64",
+            "7.3.5-1~bpo13+1",
+        )]));
         let choice = pick(&all, &["7.3"], compare).unwrap();
         assert_eq!(choice.version, "7.3.4-1~bpo13+1");
     }
@@ -563,7 +570,10 @@ mod tests {
                     Package: linux-perf\nVersion: 7.3.4-1\nDescription: a\n Version: 9\nSize: 12\n";
         let packages = parse_index(text).unwrap();
         assert_eq!(packages.len(), 1);
-        assert_eq!((packages[0].version.as_str(), packages[0].size), ("7.3.4-1", 12));
+        assert_eq!(
+            (packages[0].version.as_str(), packages[0].size),
+            ("7.3.4-1", 12)
+        );
         assert!(parse_index("Package: linux-perf\nSize: 1\n").is_err());
     }
 }

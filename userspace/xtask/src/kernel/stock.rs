@@ -119,7 +119,10 @@ fn regenerate(ctx: &Ctx, source: &Path, headers: &Path, meta: &Path) -> Result<(
     };
     let what = "the Rust metadata could not be regenerated";
     log.run(&mut make("olddefconfig"), what)?;
-    let (theirs, ours) = (read(&headers.join(".config"))?, read(&meta.join(".config"))?);
+    let (theirs, ours) = (
+        read(&headers.join(".config"))?,
+        read(&meta.join(".config"))?,
+    );
     let (theirs, ours) = (Config::parse(&theirs), Config::parse(&ours));
     // Of the C compiler only the name differs: Debian calls it by its full name.
     let differences: Vec<&str> = ours
@@ -152,11 +155,21 @@ fn check_symbols(meta: &Path, headers: &Path) -> Result<usize> {
 /// Puts headers, build scripts and Rust metadata together.
 fn assemble(choice: &Choice, usr: &Path, headers: &Path, meta: &Path, tree: &Path) -> Result<()> {
     let kbuild = usr.join(format!("lib/linux-kbuild-{}", choice.abi()));
-    cmd::output(Command::new("cp").arg("-a").arg(headers.join(".")).arg(tree))?;
+    cmd::output(
+        Command::new("cp")
+            .arg("-a")
+            .arg(headers.join("."))
+            .arg(tree),
+    )?;
     for link in ["scripts", "tools", "Makefile"] {
         cache::remove(&tree.join(link))?;
     }
-    cmd::output(Command::new("cp").arg("-a").arg(kbuild.join("scripts")).arg(tree))?;
+    cmd::output(
+        Command::new("cp")
+            .arg("-a")
+            .arg(kbuild.join("scripts"))
+            .arg(tree),
+    )?;
     let packages = Path::new("../../packages/usr");
     let abi = choice.abi();
     symlink(

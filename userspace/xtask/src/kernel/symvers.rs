@@ -63,12 +63,10 @@ mod tests {
                            0x00000000\t_RNvB\tvmlinux\tEXPORT_SYMBOL_GPL\t\n";
 
     fn headers(names: &[&str]) -> Vec<String> {
-        vec![
-            names
-                .iter()
-                .map(|name| format!("EXPORT_SYMBOL_RUST_GPL({name});\n"))
-                .collect(),
-        ]
+        names
+            .iter()
+            .map(|name| format!("EXPORT_SYMBOL_RUST_GPL({name});\n"))
+            .collect()
     }
 
     #[test]
