@@ -7,9 +7,11 @@
 //! without page backing. The running kernel is compared when the module is loaded, by the same
 //! code: `ext/layout.rs`.
 
-#[allow(dead_code)]
+// Written for the module, where they are part of a crate.
+#[allow(dead_code, unreachable_pub)]
 #[path = "pure/btf.rs"]
 mod btf;
+#[allow(unreachable_pub)]
 #[path = "pure/pagemap.rs"]
 mod pagemap;
 
