@@ -30,6 +30,7 @@ pub(crate) const SUITE: Suite = Suite {
     tests: &[
         test!(module_comes_and_goes).on(&["minimal"]).timeout(60),
         test!(module_taints_only_as_out_of_tree).on(&["minimal"]),
+        test!(kunit_tests_pass).on(&["minimal"]).kernels(&["debug"]),
         test!(parameters_are_taken_or_refused).on(&["minimal"]),
         test!(screen_can_be_pictured).on(&["minimal"]),
         test!(machine_is_as_promised).on(EVERY_TOPOLOGY),
@@ -39,8 +40,11 @@ pub(crate) const SUITE: Suite = Suite {
         test!(npu_is_removed_and_found_again),
         test!(npu_is_unplugged_and_plugged_again)
             .on(&["npu-cmb", "two-root-ports"])
-            .timeout(60),
-        test!(drive_is_unplugged_and_plugged_again).timeout(60),
+            .timeout(60)
+            .hotplug(),
+        test!(drive_is_unplugged_and_plugged_again)
+            .timeout(60)
+            .hotplug(),
     ],
 };
 
@@ -58,13 +62,34 @@ fn module_comes_and_goes(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// O and E: built out of tree, and not signed. P would mean a wrong license.
+/// O and E: built out of tree, and not signed. P would mean a wrong license. KUnit, where the
+/// kernel has it, adds N, for tests.
 fn module_taints_only_as_out_of_tree(ctx: &Ctx) -> Result<()> {
-    ensure_eq!(
-        sysfs::read(format!("/sys/module/{}/taint", ctx.product()))?,
-        "OE"
-    );
-    ensure_eq!(sysfs::taint_letters(sysfs::taint()?), "OE");
+    let module = sysfs::read(format!("/sys/module/{}/taint", ctx.product()))?;
+    let kernel = sysfs::taint_letters(sysfs::taint()?);
+    for taint in [module, kernel] {
+        ensure_eq!(taint.trim_end_matches('N'), "OE");
+    }
+    Ok(())
+}
+
+/// The same files that the host tests, inside of the kernel, when the module was loaded.
+fn kunit_tests_pass(ctx: &Ctx) -> Result<()> {
+    let mut suites = 0;
+    for entry in fs::read_dir("/sys/kernel/debug/kunit")?.flatten() {
+        if !entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(ctx.product())
+        {
+            continue;
+        }
+        let results = sysfs::read(entry.path().join("results"))?;
+        ensure!(!results.contains("not ok"), "{results}");
+        ensure!(results.contains("    ok 1 "), "no test ran: {results}");
+        suites += 1;
+    }
+    ensure!(suites > 0, "{} has no KUnit suite", ctx.product());
     Ok(())
 }
 

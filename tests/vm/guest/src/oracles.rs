@@ -39,6 +39,10 @@ pub(crate) struct Oracles<'a> {
 impl<'a> Oracles<'a> {
     /// Takes the present state for the good one.
     pub(crate) fn new(spec: &'a BootSpec, modules: &'a Modules) -> io::Result<Self> {
+        if Path::new(KMEMLEAK).exists() {
+            // What the kernel has leaked by itself until now.
+            sysfs::write(KMEMLEAK, "clear")?;
+        }
         let drivers = spec.topology.devices.iter().map(|device| {
             let driver = device.place.find().and_then(|path| driver_of(&path));
             (device.id.as_str(), driver)
@@ -64,19 +68,15 @@ impl<'a> Oracles<'a> {
         wrong
     }
 
-    /// Before a suite: forgets leaks that are not its own.
-    pub(crate) fn before_suite(&self) {
-        if Path::new(KMEMLEAK).exists() {
-            let _ = sysfs::write(KMEMLEAK, "clear");
-        }
-    }
-
-    /// After a suite: the slower checks.
-    pub(crate) fn after_suite(&mut self) -> Vec<String> {
+    /// After a suite: the slower checks; after the last one of a boot, the slowest.
+    pub(crate) fn after_suite(&mut self, last: bool) -> Vec<String> {
         let mut wrong = Vec::new();
-        match check_leaks() {
-            Ok(leaks) => wrong.extend(leaks),
-            Err(error) => wrong.push(format!("kmemleak: {error}")),
+        if last {
+            // Before the module goes, and with it the names of its functions.
+            match check_leaks() {
+                Ok(leaks) => wrong.extend(leaks),
+                Err(error) => wrong.push(format!("kmemleak: {error}")),
+            }
         }
         if let Err(error) = self.reload(&self.spec.product) {
             wrong.push(error.to_string());

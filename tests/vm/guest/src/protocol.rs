@@ -151,6 +151,8 @@ pub struct ListedTest {
     pub console: Vec<String>,
     /// The kernel is expected to panic in it.
     pub panics: bool,
+    /// It unplugs devices, see `Test::hotplug`.
+    pub hotplug: bool,
 }
 
 /// What a test can ask of the host.

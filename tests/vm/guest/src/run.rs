@@ -29,7 +29,8 @@ pub(crate) fn run(
     report.channel.line("KTAP version 1")?;
     report.channel.line(&format!("1..{}", suites.len()))?;
     for (index, suite) in suites.iter().enumerate() {
-        let good = run_suite(spec, suite, &mut oracles, &mut report)?;
+        let last = index + 1 == suites.len();
+        let good = run_suite(spec, suite, last, &mut oracles, &mut report)?;
         let word = if good { "ok" } else { "not ok" };
         report
             .channel
@@ -41,6 +42,7 @@ pub(crate) fn run(
 fn run_suite(
     spec: &BootSpec,
     suite: &SuitePlan,
+    last: bool,
     oracles: &mut Oracles<'_>,
     report: &mut Report,
 ) -> io::Result<bool> {
@@ -51,7 +53,6 @@ fn run_suite(
     report
         .channel
         .line(&format!("  1..{}", suite.tests.len() + 1))?;
-    oracles.before_suite();
     let mut good = true;
     for (index, test) in suite.tests.iter().enumerate() {
         report.begin(suite, test)?;
@@ -77,7 +78,7 @@ fn run_suite(
     };
     report.begin(suite, &test)?;
     let started = Instant::now();
-    let wrong = oracles.after_suite();
+    let wrong = oracles.after_suite(last);
     let mut ended = Ended {
         verdict: Verdict::Passed,
         took: started.elapsed(),

@@ -31,7 +31,7 @@ use crate::ctx::Ctx;
 const BOOT_WITHIN: Duration = Duration::from_secs(180);
 /// How much longer than its own limit a test may keep the host waiting: the guest itself ends
 /// it, cleans up and looks at the machine.
-pub(crate) const GRACE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(30);
 /// From the end of the plan, or a panic, to the end of QEMU.
 const END_WITHIN: Duration = Duration::from_secs(20);
 /// How long a result waits for the console to come as far.
@@ -47,6 +47,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) console: Vec<String>,
     /// The guest is to die of a panic.
     pub(crate) panics: bool,
+    /// Devices are unplugged in it.
+    pub(crate) hotplug: bool,
     /// See [`GRACE`].
     pub(crate) grace: Duration,
     pub(crate) dir: BootDir,
@@ -134,7 +136,27 @@ enum Stage {
     Ending,
 }
 
-impl Boot<'_> {
+impl<'a> Boot<'a> {
+    /// A boot of which nothing special is expected.
+    pub(crate) fn new(
+        topology: &'a Topology,
+        parts: &'a Parts,
+        suites: Vec<SuitePlan>,
+        dir: BootDir,
+    ) -> Self {
+        Boot {
+            topology,
+            parts,
+            suites,
+            console: Vec::new(),
+            panics: false,
+            hotplug: false,
+            grace: GRACE,
+            dir,
+            keep: false,
+        }
+    }
+
     /// Runs the guest to its end. The result for the boot as a whole comes last.
     pub(crate) fn run(&self, tell: &mut dyn FnMut(Progress<'_>)) -> Result<()> {
         let started = Instant::now();
@@ -165,7 +187,7 @@ impl Boot<'_> {
         let mut run = Run {
             boot: self,
             ktap: Ktap::new(&self.suites),
-            console: Console::expecting(&self.console),
+            console: Console::new(&self.console, self.hotplug),
             waiting: Vec::new(),
             shown: BTreeSet::new(),
             current: None,

@@ -15,10 +15,10 @@ use anyhow::{Context, Result, bail};
 use barbuf_guest::figure::{Figure, Unit};
 use serde_json::{Value, json};
 
-use super::boot::{self, Boot, Ended, Progress};
+use super::boot::{self, Boot, BootDir, Ended, Progress};
 use super::ktap::Status;
 use super::parts::{Parts, Programs};
-use super::{boot_dir, plan, topology};
+use super::{plan, topology};
 use crate::cli::FiguresArgs;
 use crate::ctx::Ctx;
 use crate::kernel::{self, Flavour};
@@ -107,15 +107,11 @@ pub(crate) fn figures(ctx: &Ctx, args: &FiguresArgs) -> Result<ExitCode> {
     let mut boots = Vec::new();
     for number in 1..=args.boots.get() {
         let name = format!("figures-{number}");
+        let suites = plan::suites(&tests.iter().collect::<Vec<_>>());
+        let dir = BootDir::create(ctx, &name)?;
         let boot = Boot {
-            topology: &topology,
-            parts: &parts,
-            suites: plan::suites(&tests.iter().collect::<Vec<_>>()),
-            console: Vec::new(),
-            panics: false,
-            dir: boot_dir(ctx, &name),
             keep: args.keep,
-            grace: boot::GRACE,
+            ..Boot::new(&topology, &parts, suites, dir)
         };
         boots.push(measure(ctx, &boot)?);
     }
@@ -134,7 +130,10 @@ pub(crate) fn figures(ctx: &Ctx, args: &FiguresArgs) -> Result<ExitCode> {
 
 /// One boot. All tests must run to their end.
 fn measure(ctx: &Ctx, boot: &Boot<'_>) -> Result<Figures> {
-    let step = ctx.ui.step(format!("measure on {}, {}", boot.parts.kernel.release, boot.topology.name));
+    let step = ctx.ui.step(format!(
+        "measure on {}, {}",
+        boot.parts.kernel.release, boot.topology.name
+    ));
     let mut figures = Figures::new();
     let mut failed = Vec::new();
     boot.run(&mut |progress| match progress {
@@ -143,7 +142,11 @@ fn measure(ctx: &Ctx, boot: &Boot<'_>) -> Result<Figures> {
             Some(figure) => drop(figures.insert(figure.name.clone(), figure)),
             None => ctx.ui.line(text),
         },
-        Progress::Ended(Ended { test, status: Status::Failed(why) | Status::Skipped(why), .. }) => {
+        Progress::Ended(Ended {
+            test,
+            status: Status::Failed(why) | Status::Skipped(why),
+            ..
+        }) => {
             failed.push(format!("{test}: {why}"));
         }
         Progress::Ended(_) => {}
@@ -175,7 +178,9 @@ fn rows(figures: &Figures) -> Result<Vec<Measured>> {
 
 fn measured(row: &'static Row, figures: &Figures) -> Result<Measured> {
     let min = |name: &str| {
-        let figure = figures.get(name).with_context(|| format!("the guest did not measure {name}"))?;
+        let figure = figures
+            .get(name)
+            .with_context(|| format!("the guest did not measure {name}"))?;
         Ok::<_, anyhow::Error>(figure.min())
     };
     let (value, from) = match row.measure {
@@ -185,13 +190,19 @@ fn measured(row: &'static Row, figures: &Figures) -> Result<Measured> {
         }
         Ratio(of, to) => {
             let (of, to) = (min(of)?, min(to)?);
-            (of as f64 / to as f64, format!("{} : {} ns", grouped(of), grouped(to)))
+            (
+                of as f64 / to as f64,
+                format!("{} : {} ns", grouped(of), grouped(to)),
+            )
         }
         Growth((from, from_items), (to, to_items)) => {
             let per_item = |total: u64, items: u64| total as f64 / items as f64;
             let (from, to) = (min(from)?, min(to)?);
             let (old, new) = (per_item(from, from_items), per_item(to, to_items));
-            (new / old, format!("{} ns for {}", grouped(to), grouped(to_items)))
+            (
+                new / old,
+                format!("{} ns for {}", grouped(to), grouped(to_items)),
+            )
         }
     };
     Ok(Measured { row, value, from })
@@ -206,9 +217,16 @@ fn shown(measure: Measure, value: f64) -> String {
 }
 
 fn table(rows: &[Measured]) -> String {
-    let mut text = format!("\n{:<56} {:>9} {:>8}         from\n", "what", "measured", "at most");
+    let mut text = format!(
+        "\n{:<56} {:>9} {:>8}         from\n",
+        "what", "measured", "at most"
+    );
     for measured in rows {
-        let Row { what, measure, at_most } = measured.row;
+        let Row {
+            what,
+            measure,
+            at_most,
+        } = measured.row;
         text += &format!(
             "{what:<56} {:>9} {:>8}  {:<6} {}\n",
             shown(*measure, measured.value),
@@ -221,7 +239,10 @@ fn table(rows: &[Measured]) -> String {
 }
 
 fn details(figures: &Figures) -> String {
-    let mut text = format!("\n{:<34} {:>12} {:>12} {:>12}\n", "figure", "minimum", "median", "maximum");
+    let mut text = format!(
+        "\n{:<34} {:>12} {:>12} {:>12}\n",
+        "figure", "minimum", "median", "maximum"
+    );
     for (name, figure) in figures {
         let unit = match figure.unit {
             Unit::Ns => "ns",
@@ -248,11 +269,18 @@ fn comparison(number: usize, first: &Figures, other: &Figures) -> String {
         };
         if was != is {
             let percent = (is as f64 / was as f64 - 1.0) * 100.0;
-            text += &format!("{name:<34} {:>12} {:>12} {percent:>+11.3} %\n", grouped(was), grouped(is));
+            text += &format!(
+                "{name:<34} {:>12} {:>12} {percent:>+11.3} %\n",
+                grouped(was),
+                grouped(is)
+            );
         }
     }
     let same = first.len() - text.lines().count();
-    format!("\nboot {number}: {same} of {} minima are those of boot 1\n{text}", first.len())
+    format!(
+        "\nboot {number}: {same} of {} minima are those of boot 1\n{text}",
+        first.len()
+    )
 }
 
 /// With a comma between thousands.
@@ -303,7 +331,10 @@ fn to_json(kernel: &str, boots: &[Figures], rows: &[Measured]) -> Value {
             })
             .collect()
     };
-    let boots: Vec<Value> = boots.iter().map(|boot| json!({ "figures": figures(boot) })).collect();
+    let boots: Vec<Value> = boots
+        .iter()
+        .map(|boot| json!({ "figures": figures(boot) }))
+        .collect();
     json!({ "schema": SCHEMA, "kernel": kernel, "topology": TOPOLOGY, "rows": rows, "boots": boots })
 }
 
@@ -317,7 +348,11 @@ mod tests {
             Plain(name) => vec![name],
             Ratio(a, b) | Growth((a, _), (b, _)) => vec![a, b],
         });
-        let figure = |name: &str| Figure { name: name.into(), unit: Unit::Ns, samples: vec![value] };
+        let figure = |name: &str| Figure {
+            name: name.into(),
+            unit: Unit::Ns,
+            samples: vec![value],
+        };
         names.map(|name| (name.to_owned(), figure(name))).collect()
     }
 
@@ -333,7 +368,13 @@ mod tests {
         // The same total for ten times as many mappings.
         assert!((rows[7].value - 0.1).abs() < 1e-9, "{}", rows[7].value);
         let text = table(&rows);
-        assert!(text.lines().nth(2).unwrap().contains("0.500    0.500  met    50 : 100 ns"), "{text}");
+        assert!(
+            text.lines()
+                .nth(2)
+                .unwrap()
+                .contains("0.500    0.500  met    50 : 100 ns"),
+            "{text}"
+        );
         assert!(text.contains("MISSED"));
     }
 
@@ -341,7 +382,9 @@ mod tests {
     fn a_figure_that_is_missing_is_named() {
         let mut figures = all(1);
         figures.remove("export_vfio");
-        let Err(error) = rows(&figures) else { panic!("judged without") };
+        let Err(error) = rows(&figures) else {
+            panic!("judged without")
+        };
         assert_eq!(error.to_string(), "the guest did not measure export_vfio");
     }
 
@@ -351,7 +394,10 @@ mod tests {
         assert!(!comparison(2, &first, &other).contains('%'));
         other.get_mut("export_pfn").unwrap().samples = vec![1010];
         let text = comparison(2, &first, &other);
-        assert!(text.contains("export_pfn") && text.contains("+1.000 %"), "{text}");
+        assert!(
+            text.contains("export_pfn") && text.contains("+1.000 %"),
+            "{text}"
+        );
         assert_eq!(text.lines().count(), 3);
     }
 
@@ -366,6 +412,9 @@ mod tests {
 
     #[test]
     fn thousands_are_grouped() {
-        assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0, 999, 1000, 1234567].map(grouped),
+            ["0", "999", "1,000", "1,234,567"]
+        );
     }
 }

@@ -8,6 +8,7 @@
 
 mod backing;
 mod boot;
+mod figures;
 mod initramfs;
 mod judge;
 mod kmods;
@@ -30,6 +31,7 @@ use crate::kernel::{self, Flavour};
 use crate::report::{Outcome, Report, TestResult};
 use backing::Stores;
 use boot::{Boot, BootDir, Ended, Progress};
+pub(crate) use figures::figures;
 use ktap::Status;
 use parts::{Parts, Programs};
 use plan::{PlannedBoot, Selection};
@@ -47,15 +49,10 @@ pub(crate) fn demo(ctx: &Ctx, args: &DemoArgs) -> Result<ExitCode> {
     let tests: Vec<_> = tests.iter().filter(|test| test.suite == "demo").collect();
     let parts = Parts::gather(kernel::ensure(Flavour::Stock, ctx)?, &programs, ctx)?;
     say_where(ctx, &topology);
+    let dir = BootDir::create(ctx, "demo")?;
     let boot = Boot {
-        topology: &topology,
-        parts: &parts,
-        suites: plan::suites(&tests),
-        console: Vec::new(),
-        panics: false,
-        grace: boot::GRACE,
-        dir: BootDir::create(ctx, "demo")?,
         keep: args.keep,
+        ..Boot::new(&topology, &parts, plan::suites(&tests), dir)
     };
     let step = ctx.ui.step(format!(
         "boot {} with {}",
@@ -160,15 +157,13 @@ fn run_planned(
     } else {
         planned.topology
     };
+    let dir = BootDir::create(ctx, &planned.name)?;
     let boot = Boot {
-        topology: &topology,
-        parts,
-        suites: planned.suites,
         console: planned.console,
         panics: planned.panics,
-        grace: boot::GRACE,
-        dir: BootDir::create(ctx, &planned.name)?,
+        hotplug: planned.hotplug,
         keep: args.keep,
+        ..Boot::new(&topology, parts, planned.suites, dir)
     };
     ctx.ui
         .line(&format!("\n{}: {}", topology.name, topology.purpose));

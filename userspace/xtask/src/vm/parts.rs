@@ -105,7 +105,7 @@ impl Parts {
     pub(crate) fn memory_mib(&self, topology: &Topology) -> u32 {
         match self.kernel.flavour {
             Flavour::Stock | Flavour::Base => topology.memory_mib,
-            Flavour::Debug => topology.memory_mib + 2048,
+            Flavour::Debug => topology.memory_mib + 1024,
         }
     }
 

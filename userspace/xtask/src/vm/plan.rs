@@ -25,6 +25,8 @@ pub(crate) struct PlannedBoot {
     pub(crate) suites: Vec<SuitePlan>,
     pub(crate) console: Vec<String>,
     pub(crate) panics: bool,
+    /// Devices are unplugged.
+    pub(crate) hotplug: bool,
 }
 
 /// Refuses a list that cannot be run as it stands.
@@ -74,14 +76,21 @@ pub(crate) fn boots(
                 .filter(|test| test.topology == topology.name)
         };
         let (shared, alone): (Vec<_>, Vec<_>) = here().partition(|test| test.console.is_empty());
-        if !shared.is_empty() {
-            boots.push(PlannedBoot {
-                name: format!("{flavour}-{}", topology.name),
-                topology: topology.clone(),
-                suites: suites(&shared),
-                console: Vec::new(),
-                panics: false,
-            });
+        // Hotplug costs the debug kernel its lockdep: the other tests come without it.
+        let (hotplug, shared): (Vec<_>, Vec<_>) = shared
+            .into_iter()
+            .partition(|test| test.hotplug && flavour == Flavour::Debug);
+        for (suffix, tests) in [("", shared), ("-hotplug", hotplug)] {
+            if !tests.is_empty() {
+                boots.push(PlannedBoot {
+                    name: format!("{flavour}-{}{suffix}", topology.name),
+                    topology: topology.clone(),
+                    suites: suites(&tests),
+                    console: Vec::new(),
+                    panics: false,
+                    hotplug: tests.iter().any(|test| test.hotplug),
+                });
+            }
         }
         for test in alone {
             boots.push(PlannedBoot {
@@ -90,6 +99,7 @@ pub(crate) fn boots(
                 suites: suites(&[test]),
                 console: test.console.clone(),
                 panics: test.panics,
+                hotplug: test.hotplug,
             });
         }
     }
@@ -132,7 +142,27 @@ mod tests {
             timeout_s: 1,
             console: Vec::new(),
             panics: false,
+            hotplug: false,
         }
+    }
+
+    #[test]
+    fn hotplug_has_its_own_boot_where_it_costs_lockdep() {
+        let mut hotplug = test("a", "unplug", "minimal");
+        hotplug.hotplug = true;
+        let mut tests = [test("a", "one", "minimal"), hotplug];
+        let stock = boots(&tests, Flavour::Stock, &Selection::default());
+        assert_eq!(stock.len(), 1);
+        for test in &mut tests {
+            test.kernels = vec!["debug".into()];
+        }
+        let debug = boots(&tests, Flavour::Debug, &Selection::default());
+        let names: Vec<&str> = debug.iter().map(|boot| boot.name.as_str()).collect();
+        assert_eq!(names, ["debug-minimal", "debug-minimal-hotplug"]);
+        assert_eq!(
+            debug.iter().map(|boot| boot.hotplug).collect::<Vec<_>>(),
+            [false, true]
+        );
     }
 
     #[test]

@@ -202,15 +202,13 @@ fn run_case(
     };
     let mut topology = topology::find(case.topology)?;
     topology.smp = 1;
+    let dir = BootDir::create(ctx, &format!("runner-{}", case.name))?;
     let boot = Boot {
-        topology: &topology,
-        parts,
-        suites: plan::suites(&tests),
         console: case.console.iter().map(|&text| text.into()).collect(),
         panics: case.panics,
         grace: GRACE,
-        dir: BootDir::create(ctx, &format!("runner-{}", case.name))?,
         keep,
+        ..Boot::new(&topology, parts, plan::suites(&tests), dir)
     };
     let mut ended = Vec::new();
     boot.run(&mut |progress| {
