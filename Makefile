@@ -10,12 +10,12 @@ XTASK := $(TOOLCHAIN)/enter.sh $(TOOLCHAIN)/xtask.sh
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test debug-test shell modules kernel lint fmt update clean distclean
+.PHONY: help demo test debug-test figures shell modules kernel lint fmt update clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  ARGS='...'     more options for demo, test, debug-test and shell (ARGS=--help lists them)"
+	@echo "  ARGS='...'     more options for demo, test, debug-test, figures and shell (ARGS=--help lists them)"
 	@echo "  BARBUF_CACHE   where toolchain and kernels are kept (now: $${BARBUF_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/barbuf})"
 	@echo "  BARBUF_MIRROR  the Debian mirror (default: the one that apt uses on this machine)"
 
@@ -27,6 +27,9 @@ test: ## run every test, on the host, on the stock kernel and on the debug kerne
 
 debug-test: ## run the tests on the debug kernel only
 	@$(XTASK) test --kernel debug $(ARGS)
+
+figures: ## measure what mapping, exporting and revoking cost, next to vfio-pci
+	@$(XTASK) figures $(ARGS)
 
 shell: ## an interactive guest with the module at hand
 	@$(XTASK) shell $(ARGS)

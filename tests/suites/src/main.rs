@@ -14,6 +14,7 @@ mod demo;
 mod descriptor;
 mod errors;
 mod export;
+mod figures;
 mod foreign;
 mod fuzz;
 mod inflight;
@@ -57,6 +58,9 @@ const SUITES: &[Suite] = &[
     demo::SUITE,
 ];
 
+/// What `make figures` runs.
+const FIGURES: &[Suite] = &[figures::SUITE];
+
 /// What only the runner's test of itself runs: tests that must fail, or take the guest down.
 const PROVOCATIONS: &[Suite] = &[provoke::SUITE];
 
@@ -65,10 +69,11 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["--list"] => list(SUITES),
+        ["--list-figures"] => list(FIGURES),
         ["--list-provocations"] => list(PROVOCATIONS),
-        [suite, test] => run(SUITES.iter().chain(PROVOCATIONS), suite, test),
+        [suite, test] => run(SUITES.iter().chain(FIGURES).chain(PROVOCATIONS), suite, test),
         _ => {
-            eprintln!("usage: suites --list | --list-provocations | SUITE TEST");
+            eprintln!("usage: suites --list | --list-figures | --list-provocations | SUITE TEST");
             ExitCode::from(2)
         }
     }

@@ -2,6 +2,7 @@
 
 //! The command line, as types. The Makefile's targets map onto these one to one.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Run every test: on the host, then on each kernel
     Test(TestArgs),
+    /// Measure what the module costs, next to vfio-pci
+    Figures(FiguresArgs),
     /// An interactive guest with the module at hand
     Shell(ShellArgs),
     /// Build the module
@@ -69,6 +72,19 @@ pub(crate) struct TestArgs {
     /// Make guest time count guest instructions
     #[arg(long)]
     pub(crate) icount: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FiguresArgs {
+    /// How often to boot; the minima of further boots are compared with those of the first
+    #[arg(long, default_value = "1")]
+    pub(crate) boots: NonZeroU32,
+    /// Write rows and samples as JSON into a file, or to standard output for `-`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Keep the guests' files
+    #[arg(long)]
+    pub(crate) keep: bool,
 }
 
 #[derive(Debug, Args)]

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
 fn run(ctx: &Ctx, command: &Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => vm::demo(ctx, args),
+        Command::Figures(args) => vm::figures(ctx, args),
         Command::Shell(args) => vm::shell(ctx, args),
         Command::Test(args) => {
             let mut report = Report::new(ctx, &args.json);

@@ -33,7 +33,14 @@ pub(crate) fn time<T>(run: impl FnOnce() -> T) -> (u64, T) {
 
 /// Tells the host a quantity.
 pub(crate) fn tell(ctx: &Ctx, name: &str, unit: Unit, samples: Vec<u64>) -> Result<()> {
-    ctx.say(Figure { name: name.into(), unit, samples }.to_line()?);
+    ctx.say(
+        Figure {
+            name: name.into(),
+            unit,
+            samples,
+        }
+        .to_line()?,
+    );
     Ok(())
 }
 
@@ -46,7 +53,10 @@ pub(crate) fn clock_counts_instructions(ctx: &Ctx) -> Result<()> {
     let samples: Vec<u64> = (0..RUNS).map(|_| time(|| spin(ROUNDS)).0).collect();
     let best = samples.iter().copied().min().unwrap_or(0);
     let wanted = 2 * ROUNDS;
-    ensure!((wanted..wanted + 100).contains(&best), "{wanted} instructions took {best} ns");
+    ensure!(
+        (wanted..wanted + 100).contains(&best),
+        "{wanted} instructions took {best} ns"
+    );
     tell(ctx, "clock_200000_instructions", Unit::Ns, samples)
 }
 

@@ -15,7 +15,10 @@ use crate::kit::vfio::{DmaBufRequest, Vfio};
 pub(crate) fn export(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let len = main_region(&provider.node.info()?)?.length;
-    for (name, wanted) in [("export_pfn", Export::at(0, len)), ("export_page", Export::at(0, len).page())] {
+    for (name, wanted) in [
+        ("export_pfn", Export::at(0, len)),
+        ("export_page", Export::at(0, len).page()),
+    ] {
         // Only the first export with struct pages makes them.
         let mut request = Request::new(&provider, &wanted);
         drop(request.send()?);
@@ -43,7 +46,11 @@ impl<'a> Request<'a> {
         let mut raw = wanted.raw;
         raw.ranges = ranges.as_mut_ptr() as u64;
         raw.nr_ranges = ranges.len() as u32;
-        Request { provider, raw, _ranges: ranges }
+        Request {
+            provider,
+            raw,
+            _ranges: ranges,
+        }
     }
 
     fn send(&mut self) -> Result<std::os::fd::OwnedFd, Errno> {
@@ -83,12 +90,17 @@ pub(crate) fn struct_pages(ctx: &Ctx) -> Result<()> {
         let provider = Provider::bind(ctx.npu(0)?)?;
         let len = main_region(&provider.node.info()?)?.length;
         let wanted = Export::at(0, len).leaf(shift);
-        let buffer = provider.node.export(&if page { wanted.page() } else { wanted })?;
+        let buffer = provider
+            .node
+            .export(&if page { wanted.page() } else { wanted })?;
         let with = memmap_pages()?;
         drop(buffer);
         drop(provider);
         let after = memmap_pages()?;
-        ensure!(after == before, "{name}: {before} struct pages before, {after} after the provider has gone");
+        ensure!(
+            after == before,
+            "{name}: {before} struct pages before, {after} after the provider has gone"
+        );
         tell(ctx, name, Unit::Pages, vec![with - before])?;
     }
     Ok(())
@@ -99,7 +111,10 @@ fn memmap_pages() -> Result<u64> {
     // Each CPU keeps a part of the count for itself until it is told to fold.
     sysfs::write("/proc/sys/vm/stat_refresh", "1")?;
     let text = sysfs::read("/proc/vmstat")?;
-    let count = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let count = |name| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+    };
     let boot = count("nr_memmap_boot_pages ").unwrap_or(0);
     Ok(boot + count("nr_memmap_pages ").context("/proc/vmstat has no nr_memmap_pages")?)
 }

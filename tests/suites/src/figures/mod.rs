@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The figures of docs/figures.md, measured in one boot of a machine whose time counts instructions.
+//! The figures of `make figures`, measured in one boot of a machine whose time counts instructions.
 //!
 //! A benchmark and no test: nothing here fails because a number is large. Each function measures a few quantities
 //! [`RUNS`](clock::RUNS) times and tells them to the host (`userspace/xtask/src/vm/figures.rs`), which knows what they
@@ -40,7 +40,11 @@ pub(crate) const SUITE: Suite = Suite {
 };
 
 /// Makes the NPU a provider of a module that was loaded with these parameters, and undoes both.
-fn with_parameters(ctx: &Ctx, parameters: &str, run: impl FnOnce(&Provider) -> Result<()>) -> Result<()> {
+fn with_parameters(
+    ctx: &Ctx,
+    parameters: &str,
+    run: impl FnOnce(&Provider) -> Result<()>,
+) -> Result<()> {
     let again = |parameters: &str| -> Result<()> {
         modules::unload(ctx.product())?;
         Ok(ctx.modules().load(ctx.product(), parameters)?)

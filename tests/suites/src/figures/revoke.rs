@@ -19,16 +19,24 @@ pub(crate) fn revoke(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     for (backing, word) in [(BARBUF_BACKING_PFN, "pfn"), (BARBUF_BACKING_PAGE, "page")] {
         for mappings in MAPPINGS {
-            let samples: Result<Vec<u64>> =
-                (0..RUNS).map(|_| revoke_once(&provider, backing, mappings)).collect();
-            tell(ctx, &format!("revoke_{mappings}_{word}"), Unit::Ns, samples?)?;
+            let samples: Result<Vec<u64>> = (0..RUNS)
+                .map(|_| revoke_once(&provider, backing, mappings))
+                .collect();
+            tell(
+                ctx,
+                &format!("revoke_{mappings}_{word}"),
+                Unit::Ns,
+                samples?,
+            )?;
         }
     }
     Ok(())
 }
 
 fn revoke_once(provider: &Provider, backing: u32, mappings: u64) -> Result<u64> {
-    let buffer = provider.node.export(&Export::any(32 * GIB).backing(backing))?;
+    let buffer = provider
+        .node
+        .export(&Export::any(32 * GIB).backing(backing))?;
     let (ready, says) = pipe()?;
     let children: Result<Vec<Child>> = (0..PROCESSES)
         .map(|index| {
@@ -47,7 +55,10 @@ fn revoke_once(provider: &Provider, backing: u32, mappings: u64) -> Result<u64> 
     drop(says);
     let mut byte = [0; 1];
     for _ in 0..PROCESSES {
-        ensure!(read(&ready, &mut byte)? == 1 && byte == *b"r", "a process could not map the buffer");
+        ensure!(
+            read(&ready, &mut byte)? == 1 && byte == *b"r",
+            "a process could not map the buffer"
+        );
     }
     ensure_eq!(provider.node.query(&buffer)?.raw.out_mappings, mappings);
     let (took, answer) = time(|| provider.node.revoke(&buffer));

@@ -14,6 +14,7 @@ pub(crate) mod pattern;
 pub(crate) mod pci;
 pub(crate) mod process;
 pub(crate) mod touch;
+pub(crate) mod vfio;
 
 pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;

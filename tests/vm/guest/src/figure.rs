@@ -59,7 +59,11 @@ mod tests {
     use super::*;
 
     fn figure(samples: &[u64]) -> Figure {
-        Figure { name: "first_touch".into(), unit: Unit::Ns, samples: samples.into() }
+        Figure {
+            name: "first_touch".into(),
+            unit: Unit::Ns,
+            samples: samples.into(),
+        }
     }
 
     #[test]
@@ -73,7 +77,10 @@ mod tests {
     #[test]
     fn other_lines_do_not() {
         assert_eq!(Figure::from_line("figure skating"), None);
-        assert_eq!(Figure::from_line(r#"{"name":"a","unit":"ns","samples":[1]}"#), None);
+        assert_eq!(
+            Figure::from_line(r#"{"name":"a","unit":"ns","samples":[1]}"#),
+            None
+        );
         assert_eq!(Figure::from_line(&figure(&[]).to_line().unwrap()), None);
     }
 
