@@ -37,13 +37,18 @@ impl Files {
             let dir = Dir::new(c"barbuf");
             let more = shared.clone();
             Ok(try_pin_init!(Self {
-                abi <- dir.read_callback_file(c"abi", (), &|_: &(), f: &mut fmt::Formatter<'_>| uapi::write_abi(f)),
+                abi <- dir.read_callback_file(c"abi", (), &write_abi),
                 providers <- dir.read_callback_file(c"providers", shared, &write_providers),
                 buffers <- dir.read_callback_file(c"buffers", more, &write_buffers),
                 _dir: dir,
             }? Error))
         })
     }
+}
+
+/// What the module takes the contract with user space to be.
+fn write_abi((): &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    uapi::write_abi(f)
 }
 
 /// One line for each region of each provider.

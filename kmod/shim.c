@@ -65,11 +65,13 @@ struct folio *barbuf_helper_pfn_folio(unsigned long pfn)
  */
 bool barbuf_helper_folio_in_use(struct folio *folio)
 {
+	/* Pairs with the release below: who sees it free may hand it out. */
 	return smp_load_acquire(&folio->page.zone_device_data);
 }
 
 void barbuf_helper_folio_set_in_use(struct folio *folio, bool in_use)
 {
+	/* Pairs with the acquire above. */
 	smp_store_release(&folio->page.zone_device_data,
 			  in_use ? folio : NULL);
 }

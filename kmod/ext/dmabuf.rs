@@ -200,7 +200,7 @@ impl<T: Exporter> DmaBuf<T> {
     /// The inode number, which no other dma-buf has had or will have: `st_ino` of the file descriptor.
     pub(crate) fn id(&self) -> u64 {
         // SAFETY: The file is alive, and neither its inode nor the number changes.
-        unsafe { (*(*self.file()).f_inode).i_ino as u64 }
+        unsafe { (*(*self.file()).f_inode).i_ino }
     }
 
     /// Removes the page table entries of `len` bytes at `offset` from every mapping in every process; of all bytes when

@@ -193,9 +193,10 @@ impl<T: Opener> Ops<T> {
         pgoff: c_ulong,
         flags: c_ulong,
     ) -> c_ulong {
-        // SAFETY: Passes on what the kernel passed in.
-        let ask =
-            |addr, len| unsafe { bindings::mm_get_unmapped_area(file, addr, len, pgoff, flags) };
+        let ask = |addr, len| {
+            // SAFETY: Passes on what the kernel passed in.
+            unsafe { bindings::mm_get_unmapped_area(file, addr, len, pgoff, flags) }
+        };
         // A wish of the caller's own comes first.
         if addr != 0 || flags & MAP_FIXED != 0 {
             return ask(addr, len);

@@ -129,10 +129,7 @@ impl Function {
 
     /// [`Function::address`] as text.
     pub(crate) fn name(&self) -> Result<CString> {
-        Ok(CString::try_from_fmt(kernel::prelude::fmt!(
-            "{}",
-            self.address()
-        ))?)
+        CString::try_from_fmt(kernel::prelude::fmt!("{}", self.address()))
     }
 
     /// The type of its configuration header: 0 for an endpoint.
@@ -158,9 +155,11 @@ impl Function {
         if index >= bindings::PCI_STD_NUM_BARS {
             return None;
         }
-        // SAFETY: The index is in range. CAST: At most 5.
-        let flags =
-            unsafe { shim::barbuf_helper_pci_resource_flags(self.as_raw(), index as i32) } as u64;
+        let index_c = i32::try_from(index).ok()?;
+        // SAFETY: The index is in range.
+        let flags = unsafe { shim::barbuf_helper_pci_resource_flags(self.as_raw(), index_c) };
+        // CAST: Both have 64 bits on the machines that this builds for.
+        let flags = flags as u64;
         let has = |bit: u32| flags & u64::from(bit) != 0;
         Some(BarFacts {
             start: self.0.resource_start(index).ok()?,

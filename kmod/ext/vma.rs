@@ -327,17 +327,16 @@ impl Fault<'_> {
         // the kernel compare what may be a table with our page.
         let write = steps == 0 && self.is_write();
 
-        // Neighbours that are there already stay as they are. The look is racy, the insertion that follows is not.
-        //
-        // SAFETY: `pud` and `pmd` are valid for the order that the handler was called for.
-        let present = steps != 0
-            && unsafe {
-                match self.order {
-                    PageOrder::Pud => (*vmf.pud.offset(steps)).pud != 0,
-                    PageOrder::Pmd => (*vmf.pmd.offset(steps)).pmd != 0,
-                    PageOrder::Page4K => false,
-                }
-            };
+        // Neighbours that are there already stay as they are. The look is racy, the insertion that
+        // follows is not.
+        let entry = match self.order {
+            // SAFETY: Valid for the order that the handler was called for, and in the same table.
+            PageOrder::Pud => unsafe { (*vmf.pud.offset(steps)).pud },
+            // SAFETY: As above.
+            PageOrder::Pmd => unsafe { (*vmf.pmd.offset(steps)).pmd },
+            PageOrder::Page4K => 0,
+        };
+        let present = steps != 0 && entry != 0;
         if present {
             return Outcome::FALLBACK;
         }
@@ -380,10 +379,11 @@ fn pfn(pa: u64) -> c_ulong {
 
 /// Whether page tables of this machine can hold entries of this order.
 pub(crate) fn has_leaf(order: PageOrder) -> bool {
-    // SAFETY: Both only read what the CPU and the configuration offer.
     match order {
         PageOrder::Page4K => true,
+        // SAFETY: Only reads what the CPU and the configuration offer.
         PageOrder::Pmd => unsafe { shim::barbuf_helper_has_pmd_leaf() },
+        // SAFETY: As above.
         PageOrder::Pud => unsafe { shim::barbuf_helper_has_pud_leaf() },
     }
 }

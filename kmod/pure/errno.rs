@@ -13,6 +13,7 @@ pub type Result<T = ()> = core::result::Result<T, Errno>;
 /// Each has one meaning in this module; the table that users read is in `uapi/linux/barbuf.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
+#[allow(clippy::upper_case_acronyms)] // the names that everybody knows
 pub enum Errno {
     /// The caller lacks a capability that the request needs, or the kernel is locked down.
     EPERM = 1,
