@@ -68,7 +68,7 @@ impl Range {
     }
 
     /// The number of bytes, at least 1.
-    #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    #[allow(clippy::len_without_is_empty, reason = "a range is never empty")]
     pub const fn len(self) -> u64 {
         self.len
     }
