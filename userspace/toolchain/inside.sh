@@ -67,13 +67,15 @@ flags=
 exec 3<&0
 terminal=
 [ ! -t 0 ] || terminal=$(stty -g 2>/dev/null) || :
+# A chain of deaths, so that nothing outlives this script even when it is killed: unshare gets
+# SIGKILL when this shell ends, the namespace's first process when unshare ends, and the kernel
+# kills what else is in the namespace.
 # shellcheck disable=SC2086 # flags are words
-unshare $flags --mount --pid --fork --kill-child sh "$here/inside.sh" --enter "$@" <&3 3<&- &
+setpriv --pdeathsig KILL unshare $flags --mount --pid --fork --kill-child sh "$here/inside.sh" --enter "$@" <&3 3<&- &
 child=$!
 exec 3<&-
 
-# SIGKILL to unshare kills the namespace's first process, and the kernel all the others. Every
-# step is made so that it can be stopped at any point.
+# Every step is made so that it can be stopped at any point.
 # shellcheck disable=SC2317 # called by the traps
 end() {
     kill -KILL "$child" 2>/dev/null || :
