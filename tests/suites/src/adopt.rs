@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! An NVMe drive's controller memory buffer, adopted: its driver keeps the drive, and its pool
 //! gives the memory.
+
 use crate::export::main_region;
 use crate::kit::drive::{Aligned, block_device, open_direct, read_into, write_from};
 use crate::kit::node::name;
@@ -9,9 +11,12 @@ use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;
 use crate::kit::process::{Event, PROMPT, within};
 use crate::odirect::prepared_drive;
+
 use barbuf_guest::protocol::HostOp;
 use barbuf_guest::sysfs;
+
 use std::path::Path;
+
 pub(crate) const SUITE: Suite = Suite {
     name: "adopt",
     tests: &[
@@ -26,10 +31,12 @@ pub(crate) const SUITE: Suite = Suite {
         test!(adopt_and_release_name_each_error),
     ],
 };
+
 /// The bytes that the kernel's pool has left.
 fn available(function: &Function) -> Result<u64> {
     Ok(sysfs::read(function.dir().join("p2pmem/available"))?.parse()?)
 }
+
 /// The drive works: what is written at 1 MiB is read back, without any of our memory.
 fn the_drive_works(ctx: &Ctx, seed: u64) -> Result<()> {
     const LEN: u64 = 256 * KIB;
@@ -53,6 +60,7 @@ fn the_drive_works(ctx: &Ctx, seed: u64) -> Result<()> {
     );
     Ok(())
 }
+
 /// INFO tells of one region, the pool, and the driver keeps the drive.
 fn an_adopted_drive_offers_its_pool(ctx: &Ctx) -> Result<()> {
     let provider = Provider::adopt(ctx.nvme(0)?)?;
@@ -86,6 +94,7 @@ fn an_adopted_drive_offers_its_pool(ctx: &Ctx) -> Result<()> {
     );
     the_drive_works(ctx, 1)
 }
+
 /// Where the pool has room for it, a buffer begins at a multiple of 2 MiB, and is mapped with such
 /// leaves.
 fn places_are_aligned_for_large_leaves(ctx: &Ctx) -> Result<()> {
@@ -122,6 +131,7 @@ fn places_are_aligned_for_large_leaves(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// ZERO: the next owner finds nothing of the last one.
 fn zeroed_before_anybody_sees_it(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 4 * MIB;
@@ -147,6 +157,7 @@ fn zeroed_before_anybody_sees_it(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// Page backing of the pool: the other drive reads straight into the controller memory buffer, and
 /// writes from it.
 fn another_drive_reads_into_the_pool(ctx: &Ctx) -> Result<()> {
@@ -198,6 +209,7 @@ fn another_drive_reads_into_the_pool(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// R37: all of the pool can be had and written over, the driver's own queues in the same BAR are
 /// not among it, the next export is ENOSPC, and the pool is whole again afterwards.
 fn the_whole_pool_and_not_a_byte_more(ctx: &Ctx) -> Result<()> {
@@ -239,6 +251,7 @@ fn the_whole_pool_and_not_a_byte_more(ctx: &Ctx) -> Result<()> {
         available(&provider.function).is_ok_and(|bytes| bytes == before)
     })
 }
+
 /// A buffer of each backing out of the pool, mapped and touched.
 fn both_backings(provider: &Provider) -> Result<Vec<(Buffer, Mapping, Event)>> {
     [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE]
@@ -255,6 +268,7 @@ fn both_backings(provider: &Provider) -> Result<Vec<(Buffer, Mapping, Event)>> {
         })
         .collect()
 }
+
 fn all_are_dead(buffers: &[(Buffer, Mapping, Event)], node: &Node) -> Result<()> {
     for (buffer, map, event) in buffers {
         for at in [0, 2 * MIB, 4 * MIB - 8] {
@@ -274,6 +288,7 @@ fn all_are_dead(buffers: &[(Buffer, Mapping, Event)], node: &Node) -> Result<()>
     }
     Ok(())
 }
+
 /// RELEASE revokes, empties and removes the node; the drive goes on.
 fn release_gives_everything_back(ctx: &Ctx) -> Result<()> {
     let function = Function::of(ctx.nvme(0)?)?;
@@ -300,6 +315,7 @@ fn release_gives_everything_back(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// The owner's driver comes back and publishes its pool.
 pub(crate) fn the_drive_is_back(ctx: &Ctx) -> Result<()> {
     let device = ctx.nvme(0)?;
@@ -315,6 +331,7 @@ pub(crate) fn the_drive_is_back(ctx: &Ctx) -> Result<()> {
     let provider = Provider::adopt(device)?;
     both_backings(&provider).map(drop)
 }
+
 /// The owner's driver is unbound under live buffers: it neither waits for their holders nor meets
 /// allocated chunks, which would be a BUG.
 fn unbinding_the_owner_with_live_buffers(ctx: &Ctx) -> Result<()> {
@@ -332,6 +349,7 @@ fn unbinding_the_owner_with_live_buffers(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// The drive is pulled under live buffers.
 fn unplugging_the_owner_with_live_buffers(ctx: &Ctx) -> Result<()> {
     let provider = Provider::adopt(ctx.nvme(0)?)?;
@@ -342,6 +360,7 @@ fn unplugging_the_owner_with_live_buffers(ctx: &Ctx) -> Result<()> {
     ctx.host(HostOp::DeviceAdd { id: "nvme0".into() })?;
     the_drive_is_back(ctx)
 }
+
 /// Each errno of ADOPT and RELEASE.
 fn adopt_and_release_name_each_error(ctx: &Ctx) -> Result<()> {
     let control = Node::control()?;

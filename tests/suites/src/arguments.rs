@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The memory that arguments lie in: too short, longer than known, unreadable, unwritable; and no room
-//! for what a call returns.
+//! The memory that arguments lie in: too short, longer than known, unreadable, unwritable; and no
+//! room for what a call returns.
 
 use barbuf_sys::ioctl::{
     BARBUF_ADOPT, BARBUF_EXPORT, BARBUF_INFO, BARBUF_QUERY, BARBUF_RELEASE, BARBUF_REVOKE,
@@ -130,8 +130,8 @@ fn sizes_below_and_beyond_are_told_apart(ctx: &Ctx) -> Result<()> {
                 let answer = {
                     let mut room = vec![0u64; 1024];
                     let start = room.as_mut_ptr().cast::<u8>();
-                    // SAFETY: The room is larger than the argument; a size beyond it reads no more than
-                    // a page.
+                    // SAFETY: The room is larger than the argument; a size beyond it reads no more
+                    // than a page.
                     unsafe {
                         start.copy_from(right.as_ptr(), right.len());
                         start.cast::<u32>().write(size as u32);

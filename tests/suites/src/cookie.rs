@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The second door: mmap of a provider's node at a buffer's cookie, for programs that only know paths.
+//! The second door: mmap of a provider's node at a buffer's cookie, for programs that only know
+//! paths.
 
 use crate::kit::map::{Room, mmap};
 use crate::kit::pattern::word;

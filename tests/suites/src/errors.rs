@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Calls that fail: each errno of the header's table, with all else right, and with nothing changed
 //! by the call.
+
 use crate::export::main_region;
 use crate::kit::prelude::*;
 use crate::kit::process::no_fd_leaks;
+
 use barbuf_sys::ioctl::{BARBUF_INFO, BARBUF_QUERY};
+
 use std::os::fd::AsRawFd as _;
+
 pub(crate) const SUITE: Suite = Suite {
     name: "errors",
     tests: &[
@@ -15,6 +20,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(query_names_each_error),
     ],
 };
+
 /// Exports, and insists on the error and on nothing having changed.
 fn refused(provider: &Provider, what: &str, export: &Export, errno: Errno) -> Result<()> {
     let before = provider.node.info()?.regions;
@@ -26,6 +32,7 @@ fn refused(provider: &Provider, what: &str, export: &Export, errno: Errno) -> Re
     );
     Ok(())
 }
+
 /// Every member of EXPORT with a value that is wrong, one at a time.
 fn export_names_each_error(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -127,6 +134,7 @@ fn export_names_each_error(ctx: &Ctx) -> Result<()> {
     );
     Ok(())
 }
+
 /// What a pool cannot do is EOPNOTSUPP; what is full is ENOSPC.
 fn export_of_an_adopted_pool_names_each_error(ctx: &Ctx) -> Result<()> {
     let provider = Provider::adopt(ctx.nvme(0)?)?;
@@ -166,11 +174,13 @@ fn export_of_an_adopted_pool_names_each_error(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// One ioctl with a structure of any type.
 pub(crate) fn call<T>(node: &Node, request: u32, argument: &mut T) -> Result<(), Errno> {
     // SAFETY: The structure lives; arrays in it are those that the tests put there.
     unsafe { node.raw_ioctl(u64::from(request), std::ptr::from_mut(argument) as u64) }.map(drop)
 }
+
 /// INFO with a member that is wrong.
 fn info_names_each_error(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -235,6 +245,7 @@ fn info_names_each_error(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// QUERY with a member that is wrong, and of descriptors that are none of ours.
 fn query_names_each_error(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! INFO, EXPORT and QUERY that succeed: what is promised is there, and the three agree with each
 //! other.
+
 use crate::kit::node::{Info, name};
 use crate::kit::prelude::*;
+
 use barbuf_guest::protocol::DeviceKind;
+
 use std::os::fd::AsRawFd as _;
+
 pub(crate) const SUITE: Suite = Suite {
     name: "export",
     tests: &[
@@ -18,6 +23,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(bytes_come_back_last),
     ],
 };
+
 /// The region that holds the device's memory: the longest.
 pub(crate) fn main_region(info: &Info) -> Result<barbuf_region_info> {
     info.regions
@@ -26,6 +32,7 @@ pub(crate) fn main_region(info: &Info) -> Result<barbuf_region_info> {
         .copied()
         .context("a provider without a region")
 }
+
 /// INFO tells the provider's name, kind and regions, as sysfs has them.
 fn info_agrees_with_sysfs(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -76,6 +83,7 @@ fn info_agrees_with_sysfs(ctx: &Ctx) -> Result<()> {
     ensure!(region.flags == BARBUF_REGION_PREFETCHABLE, "{region:?}");
     Ok(())
 }
+
 /// INFO says how many regions there are, however little room it is given, and writes no element
 /// beyond it.
 fn info_respects_the_room_it_is_given(ctx: &Ctx) -> Result<()> {
@@ -121,6 +129,7 @@ fn info_respects_the_room_it_is_given(ctx: &Ctx) -> Result<()> {
     );
     Ok(())
 }
+
 /// `any` finds the best alignment that is free, and INFO's free bytes follow.
 fn any_finds_the_best_place(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -165,6 +174,7 @@ fn any_finds_the_best_place(ctx: &Ctx) -> Result<()> {
     );
     Ok(())
 }
+
 /// Several ranges make one buffer, in the order in which they were given.
 fn ranges_keep_their_order(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -194,6 +204,7 @@ fn ranges_keep_their_order(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// What EXPORT was asked for is what QUERY tells, on both nodes.
 fn query_tells_what_was_exported(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -261,6 +272,7 @@ fn query_tells_what_was_exported(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// QUERY counts the mappings that exist now, and their bytes.
 fn query_counts_mappings(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -282,6 +294,7 @@ fn query_counts_mappings(ctx: &Ctx) -> Result<()> {
     ensure!(counts()? == (0, 0), "{:?}", counts());
     Ok(())
 }
+
 /// Exclusive means alone; shared means with others that say the same, in the same mode.
 fn exclusive_and_shared(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -337,6 +350,7 @@ fn exclusive_and_shared(ctx: &Ctx) -> Result<()> {
     );
     Ok(())
 }
+
 /// Bytes are handed out again only when the last descriptor and the last mapping are gone.
 fn bytes_come_back_last(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;

@@ -379,7 +379,7 @@ fn mutate(bench: &mut Bench, dice: &mut Dice, len: usize) {
 
 /// A room full of random bytes, with the size that a structure has or not.
 fn random_bytes(ctx: &Ctx) -> Result<()> {
-    const CALLS: u64 = 200_000;
+    const CALLS: u64 = 400_000;
     let mut bench = Bench::new(ctx)?;
     let mut dice = Dice {
         seed: 32,
@@ -411,7 +411,7 @@ fn random_bytes(ctx: &Ctx) -> Result<()> {
 
 /// Any number, with any argument.
 fn random_numbers(ctx: &Ctx) -> Result<()> {
-    const CALLS: u64 = 200_000;
+    const CALLS: u64 = 400_000;
     let mut bench = Bench::new(ctx)?;
     let mut dice = Dice {
         seed: 33,

@@ -319,7 +319,8 @@ fn ten_thousand_buffers(ctx: &Ctx) -> Result<()> {
             maps.iter()
                 .all(|map| map.load(0) == Err(Fault::bus(map.at(0))))
         );
-        ctx.say(format!("{count} buffers: exported in {exported:.2?}, all revoked by one unbind in {revoked:.2?}"));
+        let figures = format!("exported in {exported:.2?}, revoked by unbind in {revoked:.2?}");
+        ctx.say(format!("{count} buffers: {figures}"));
         times.push(revoked);
     }
     // Four times the work; the factor leaves room for a busy host, not for a square.

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! mmap of a buffer: which leaves it gets, what it refuses, and that its bytes are the device's.
+
 use crate::export::main_region;
 use crate::kit::map::mmap;
 use crate::kit::pattern::{self, word};
 use crate::kit::prelude::*;
 use crate::kit::process::{Child, no_fd_leaks};
 use crate::support::hash;
+
 use barbuf_guest::protocol::HostOp;
+
 pub(crate) const SUITE: Suite = Suite {
     name: "map",
     tests: &[
@@ -24,6 +28,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(the_host_sees_what_was_written).timeout(60),
     ],
 };
+
 /// Both backings with each size of leaf, and a length that holds several of them.
 pub(crate) const SHAPES: [(u32, u32, u64); 6] = [
     (BARBUF_BACKING_PFN, BARBUF_PAGE_SHIFT_1G, 4 * GIB),
@@ -33,6 +38,7 @@ pub(crate) const SHAPES: [(u32, u32, u64); 6] = [
     (BARBUF_BACKING_PAGE, BARBUF_PAGE_SHIFT_2M, 64 * MIB),
     (BARBUF_BACKING_PAGE, BARBUF_PAGE_SHIFT_4K, MIB),
 ];
+
 /// A mapping with page backing whose place does not suit the pages: device-dax says EINVAL, and so
 /// may this.
 ///
@@ -46,6 +52,7 @@ pub(crate) fn unless_pages_do_not_fit(
         other => Ok(Some(other?)),
     }
 }
+
 /// A congruent mapping gets the largest leaves that the buffer allows, and nothing smaller beside
 /// them.
 fn largest_leaves_are_used(ctx: &Ctx) -> Result<()> {
@@ -79,6 +86,7 @@ fn largest_leaves_are_used(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// A fault puts in the leaves beside its own as well: fewer faults than leaves.
 fn one_fault_fills_its_neighbours(ctx: &Ctx) -> Result<()> {
     for (backing, shift, len) in SHAPES {
@@ -110,6 +118,7 @@ fn one_fault_fills_its_neighbours(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// An address that is off by a page, or by 2 MiB, still maps, with the leaves that fit there.
 fn an_address_that_is_not_congruent_gets_smaller_leaves(ctx: &Ctx) -> Result<()> {
     for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
@@ -142,6 +151,7 @@ fn an_address_that_is_not_congruent_gets_smaller_leaves(ctx: &Ctx) -> Result<()>
     }
     Ok(())
 }
+
 /// A window that begins and ends inside 1 GiB leaves has large leaves in its middle only.
 fn a_window_inside_a_leaf_gets_smaller_leaves(ctx: &Ctx) -> Result<()> {
     for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
@@ -171,6 +181,7 @@ fn a_window_inside_a_leaf_gets_smaller_leaves(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// R18: MAP_PRIVATE is refused, readable or writable, also of a read-only buffer; MAP_SHARED of
 /// that works.
 fn private_mappings_are_refused(ctx: &Ctx) -> Result<()> {
@@ -203,6 +214,7 @@ fn private_mappings_are_refused(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// R13: never executable, neither at first nor later.
 fn execution_is_refused(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -229,6 +241,7 @@ fn execution_is_refused(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// R13: write access comes and goes with mprotect, over leaves of any size.
 fn protection_follows_mprotect(ctx: &Ctx) -> Result<()> {
     for (backing, shift, len) in SHAPES {
@@ -265,6 +278,7 @@ fn protection_follows_mprotect(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// R19: random windows show the bytes that a model says, at their first, last and some other page.
 fn windows_agree_with_a_model(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 64 * MIB;
@@ -309,6 +323,7 @@ fn windows_agree_with_a_model(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// R19: what no window can be, with the errno of mmap(2), on both doors.
 fn windows_beyond_the_buffer_are_refused(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -353,6 +368,7 @@ fn windows_beyond_the_buffer_are_refused(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// Mappings in one process and in another, congruent and not, are one memory.
 fn two_mappings_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -374,6 +390,7 @@ fn two_mappings_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// What was written through one backing and cache mode is read through every other.
 fn another_backing_and_cache_mode_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 256 * KIB;
@@ -400,6 +417,7 @@ fn another_backing_and_cache_mode_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// The second path to the bytes: the host, which has the same memory without any driver between.
 fn the_host_sees_what_was_written(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 64 * KIB;

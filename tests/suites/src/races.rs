@@ -13,6 +13,7 @@ use crate::kit::map::mmap;
 use crate::kit::pattern::word;
 use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
+use crate::kit::process::{PROMPT, scaled};
 use crate::kit::touch;
 
 pub(crate) const SUITE: Suite = Suite {
@@ -72,7 +73,7 @@ impl Reader {
     /// Takes the address away once the reader has seen the signal there.
     fn take(&self) -> Result<()> {
         let at = self.address.load(Ordering::Acquire);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + scaled(2 * PROMPT);
         while self.ended.load(Ordering::Acquire) != at {
             ensure!(
                 Instant::now() < deadline,

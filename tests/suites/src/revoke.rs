@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Taking buffers back: by ioctl, unbind, hot unplug and removal. What everybody sees then, and
 //! what comes after.
+
 use crate::export::main_region;
 use crate::kit::map::mmap;
 use crate::kit::pattern::word;
@@ -8,10 +10,13 @@ use crate::kit::pci::{Function, rescan, wait_until};
 use crate::kit::prelude::*;
 use crate::kit::process::{Child, Event, PROMPT, within};
 use crate::map::SHAPES;
+
 use barbuf_guest::protocol::HostOp;
+
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
+
 pub(crate) const SUITE: Suite = Suite {
     name: "revoke",
     tests: &[
@@ -26,10 +31,12 @@ pub(crate) const SUITE: Suite = Suite {
         test!(a_child_is_told_too),
     ],
 };
+
 /// Where each leaf of a mapping is touched.
 fn spots(len: u64, leaf: u64) -> impl Iterator<Item = u64> {
     (0..len / leaf).flat_map(move |n| [n * leaf, (n + 1) * leaf - 8])
 }
+
 /// Oracle 6: everything that a holder of a revoked buffer can try.
 fn is_dead(buffer: &Buffer, map: &Mapping, leaf: u64) -> Result<()> {
     for at in spots(map.len(), leaf) {
@@ -50,6 +57,7 @@ fn is_dead(buffer: &Buffer, map: &Mapping, leaf: u64) -> Result<()> {
     );
     Ok(())
 }
+
 /// A node whose provider has gone answers ENODEV to everything.
 fn is_deserted(node: &Node, buffer: &Buffer) -> Result<()> {
     // SAFETY: At an address that the kernel chooses.
@@ -69,6 +77,7 @@ fn is_deserted(node: &Node, buffer: &Buffer) -> Result<()> {
     }
     Ok(())
 }
+
 /// R28: after the ioctl every leaf is gone at once, the event has come once, and the bytes belong
 /// to the next owner.
 fn revoke_takes_every_leaf(ctx: &Ctx) -> Result<()> {
@@ -120,6 +129,7 @@ fn revoke_takes_every_leaf(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// Another buffer, even over the same bytes, does not notice.
 fn revoke_leaves_others_alone(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -145,6 +155,7 @@ fn revoke_leaves_others_alone(ctx: &Ctx) -> Result<()> {
     }
     Ok(())
 }
+
 /// A dma-buf of the kernel's own udmabuf driver.
 fn udmabuf() -> Result<OwnedFd> {
     #[repr(C)]
@@ -187,6 +198,7 @@ fn udmabuf() -> Result<OwnedFd> {
         )?))
     }
 }
+
 /// R28: each descriptor that is not a live buffer of this provider has its own errno.
 fn revoke_names_each_error(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -242,6 +254,7 @@ fn revoke_names_each_error(ctx: &Ctx) -> Result<()> {
     ensure!(other.node.query(&theirs)?.raw.out_state == BARBUF_STATE_LIVE);
     Ok(())
 }
+
 /// REVOKE_ON_CLOSE: the exporter's own open file counts, to its last copy, and no other.
 fn closing_the_node_revokes_if_asked(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -268,6 +281,7 @@ fn closing_the_node_revokes_if_asked(ctx: &Ctx) -> Result<()> {
     ensure!(kept.load(0).is_ok(), "a buffer without the flag died");
     Ok(())
 }
+
 /// A buffer of each backing, mapped and touched, with its event.
 fn both_backings(provider: &Provider) -> Result<[(Buffer, Mapping, Event); 2]> {
     let make = |at, backing| {
@@ -285,6 +299,7 @@ fn both_backings(provider: &Provider) -> Result<[(Buffer, Mapping, Event); 2]> {
         make(2 * GIB, BARBUF_BACKING_PAGE)?,
     ])
 }
+
 /// Whatever took the provider away: buffers are dead, the old node is deserted, and its path is
 /// gone.
 fn all_is_dead(buffers: &[(Buffer, Mapping, Event)], node: &Node) -> Result<()> {
@@ -295,6 +310,7 @@ fn all_is_dead(buffers: &[(Buffer, Mapping, Event)], node: &Node) -> Result<()> 
     }
     Ok(())
 }
+
 /// A provider that came back works, whatever is still held of the one before.
 fn a_new_provider_works(
     ctx: &Ctx,
@@ -325,6 +341,7 @@ fn a_new_provider_works(
     }
     Ok(())
 }
+
 /// R1: unbinding does not wait for anybody who maps.
 fn unbind_revokes(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -339,6 +356,7 @@ fn unbind_revokes(ctx: &Ctx) -> Result<()> {
     ensure!(left.is_empty(), "left in /proc/iomem: {left:?}");
     Ok(())
 }
+
 /// R2: the device is bound again while all descriptors and mappings of before are open; they are
 /// closed late.
 fn rebind_with_old_descriptors_open(ctx: &Ctx) -> Result<()> {
@@ -356,12 +374,14 @@ fn rebind_with_old_descriptors_open(ctx: &Ctx) -> Result<()> {
     drop(buffers);
     a_new_provider_works(ctx, &[], &first.node)
 }
+
 /// Dead, without looking at the events.
 fn all_is_dead_silently(buffers: &[(Buffer, Mapping, Event)]) -> Result<()> {
     buffers
         .iter()
         .try_for_each(|(buffer, map, _)| is_dead(buffer, map, GIB))
 }
+
 /// R4: removal through sysfs, and finding the device again.
 fn removal_and_rescan(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -374,6 +394,7 @@ fn removal_and_rescan(ctx: &Ctx) -> Result<()> {
     })?;
     a_new_provider_works(ctx, &buffers, &provider.node)
 }
+
 /// R3: the device is pulled while it is mapped, and plugged in again.
 fn hot_unplug(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -389,6 +410,7 @@ fn hot_unplug(ctx: &Ctx) -> Result<()> {
     wait_until("the device back", is_back)?;
     a_new_provider_works(ctx, &buffers, &provider.node)
 }
+
 /// R10: a child that inherited the mapping gets the signal as well, and its own event.
 fn a_child_is_told_too(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -412,6 +434,7 @@ fn a_child_is_told_too(ctx: &Ctx) -> Result<()> {
     // And one that is made afterwards.
     Child::start(|| all_is_dead_silently(&buffers))?.join()
 }
+
 fn signal(event: &Event) -> Result<()> {
     ensure!(nix::unistd::write(&event.0, &1u64.to_ne_bytes())? == 8);
     Ok(())

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! What a process can do to its own mappings, on leaves of every size and both backings.
 //!
 //! Every test ends with all bytes free again. With page backing that is the proof that no page
-//! reference was lost, which is how several of the kernel's own mistakes with leaves of 1 GiB would
-//! show.
+//! reference was lost, which is how the kernel's own mistakes with folios in page tables would show
+//! (kernel defects 2, 4 and 5).
+
 use crate::export::main_region;
 use crate::kit::map::Room;
 use crate::kit::pattern::word;
@@ -12,6 +14,7 @@ use crate::kit::prelude::*;
 use crate::kit::process::Child;
 use crate::kit::touch;
 use crate::map::SHAPES;
+
 pub(crate) const SUITE: Suite = Suite {
     name: "vmops",
     tests: &[
@@ -28,6 +31,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(a_child_takes_its_copy_apart).timeout(60),
     ],
 };
+
 /// A mapping with leaves of one size, all of them touched, with a mark at both ends and in the
 /// middle of each.
 pub(crate) struct Case<'a> {
@@ -36,6 +40,7 @@ pub(crate) struct Case<'a> {
     pub(crate) backing: u32,
     pub(crate) leaf: u64,
 }
+
 impl Case<'_> {
     /// Places in each leaf, each in a page of its own if the leaf has several.
     pub(crate) fn spots(&self) -> impl Iterator<Item = u64> + use<'_> {
@@ -93,6 +98,7 @@ impl Case<'_> {
         }
     }
 }
+
 /// Runs a test on each shape, each with a provider of its own.
 pub(crate) fn each_shape(ctx: &Ctx, test: impl Fn(&Case<'_>) -> Result<()>) -> Result<()> {
     for (backing, shift, len) in SHAPES {
@@ -126,6 +132,7 @@ pub(crate) fn each_shape(ctx: &Ctx, test: impl Fn(&Case<'_>) -> Result<()>) -> R
     }
     Ok(())
 }
+
 /// A leaf is unmapped from the middle; its neighbours stay.
 fn munmap_of_whole_leaves(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
@@ -136,6 +143,7 @@ fn munmap_of_whole_leaves(ctx: &Ctx) -> Result<()> {
         case.check(2 * leaf, case.map.len())
     })
 }
+
 /// R12, kernel defect 1: a part of a leaf is unmapped. The stock kernel alone would crash with
 /// leaves of 1 GiB.
 fn munmap_inside_a_leaf(ctx: &Ctx) -> Result<()> {
@@ -163,6 +171,7 @@ fn munmap_inside_a_leaf(ctx: &Ctx) -> Result<()> {
         Ok(())
     })
 }
+
 /// R12, kernel defect 1: a part of a leaf becomes read-only, and writable again.
 fn mprotect_inside_a_leaf(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
@@ -185,6 +194,7 @@ fn mprotect_inside_a_leaf(ctx: &Ctx) -> Result<()> {
         case.check_all()
     })
 }
+
 /// R12, kernel defect 1: something else is mapped over a part of a leaf.
 fn map_fixed_over_a_part(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
@@ -207,6 +217,7 @@ fn map_fixed_over_a_part(ctx: &Ctx) -> Result<()> {
         Ok(())
     })
 }
+
 impl Case<'_> {
     /// For a mapping at a place that page backing may find too small, which leaves a hole.
     fn was_done_or_unfit(&self, answer: Result<(), Errno>) -> Result<bool> {
@@ -217,6 +228,7 @@ impl Case<'_> {
         }
     }
 }
+
 /// R11, kernel defect 2: after a move the old address is gone, and large leaves come back at the
 /// new one.
 ///
@@ -254,6 +266,7 @@ fn mremap_moves_to_a_congruent_address(ctx: &Ctx) -> Result<()> {
         case.check_all()
     })
 }
+
 /// R11: a move to an address that fits 4 KiB only. With page backing it may be refused, and then
 /// nothing has moved.
 fn mremap_moves_to_any_address(ctx: &Ctx) -> Result<()> {
@@ -268,6 +281,7 @@ fn mremap_moves_to_any_address(ctx: &Ctx) -> Result<()> {
         Ok(())
     })
 }
+
 /// R11: whole leaves out of the middle move away; what stays and what moved are both right.
 fn mremap_moves_a_part(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
@@ -280,6 +294,7 @@ fn mremap_moves_a_part(ctx: &Ctx) -> Result<()> {
         case.check(2 * leaf, case.map.len())
     })
 }
+
 /// R11: shrinking, at the border of a leaf and inside one.
 fn mremap_shrinks(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
@@ -302,6 +317,7 @@ fn mremap_shrinks(ctx: &Ctx) -> Result<()> {
         }
     })
 }
+
 /// R11: growing, copying and MREMAP_DONTUNMAP are refused, and nothing has changed.
 fn mremap_does_not_grow_or_copy(ctx: &Ctx) -> Result<()> {
     const DONTUNMAP: i32 = 4;
@@ -321,6 +337,7 @@ fn mremap_does_not_grow_or_copy(ctx: &Ctx) -> Result<()> {
         case.check(0, now)
     })
 }
+
 /// R10: a child has the same memory, whether the parent had touched it or not, and may end in any
 /// order.
 fn fork_before_and_after_the_first_touch(ctx: &Ctx) -> Result<()> {
@@ -346,6 +363,7 @@ fn fork_before_and_after_the_first_touch(ctx: &Ctx) -> Result<()> {
         case.check(0, last)
     })
 }
+
 /// R10: what a child does to its mapping leaves the parent's alone.
 fn a_child_takes_its_copy_apart(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {

@@ -12,6 +12,7 @@ use barbuf_guest::protocol::Device;
 use barbuf_guest::sysfs;
 
 use super::node::Node;
+use super::process::scaled;
 use crate::support::{Bar, bars_of};
 
 /// How long a node or a driver may take to appear or go, on an emulated machine.
@@ -106,11 +107,12 @@ pub(crate) fn rescan() -> Result<()> {
 
 /// Waits until something is so, and says what was waited for if it never is.
 pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let limit = scaled(SOON);
+    let deadline = Instant::now() + limit;
     while !so() {
         ensure!(
             Instant::now() < deadline,
-            "{what} did not happen within {SOON:?}"
+            "{what} did not happen within {limit:?}"
         );
         sleep(Duration::from_millis(5));
     }

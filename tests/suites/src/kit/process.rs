@@ -5,9 +5,12 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use barbuf_guest::protocol::{BOOT_SPEC, BootSpec};
+use barbuf_guest::sysfs;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -163,8 +166,20 @@ pub(crate) fn become_nobody() -> Result<()> {
     Ok(())
 }
 
+/// A limit for this machine: the debug kernel takes its time.
+pub(crate) fn scaled(limit: Duration) -> Duration {
+    static SCALE: OnceLock<u32> = OnceLock::new();
+    let scale = SCALE.get_or_init(|| {
+        let spec = sysfs::read(BOOT_SPEC).ok();
+        let spec = spec.and_then(|text| serde_json::from_str::<BootSpec>(&text).ok());
+        spec.map_or(1, |spec| spec.time_scale)
+    });
+    limit * *scale
+}
+
 /// Runs something that must end soon, even on an emulated machine.
 pub(crate) fn within<T>(limit: Duration, what: &str, run: impl FnOnce() -> T) -> Result<T> {
+    let limit = scaled(limit);
     let start = Instant::now();
     let value = run();
     let took = start.elapsed();
