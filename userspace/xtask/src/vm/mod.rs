@@ -167,7 +167,8 @@ fn run_planned(
     };
     ctx.ui
         .line(&format!("\n{}: {}", topology.name, topology.purpose));
-    let step = ctx.ui.step(format!("boot {}", planned.name));
+    // The boot has a result of its own to tell how it ended.
+    let step = ctx.ui.quiet_step(format!("boot {}", planned.name));
     let place = parts.kernel.flavour.to_string();
     let result = boot.run(&mut |progress| match progress {
         Progress::Begin(test) => step.note(test),
@@ -180,7 +181,6 @@ fn run_planned(
             report.add(to_result(&place, ended));
         }
     });
-    // Where the boot failed its result has said so, with more than a step could.
     step.done();
     result
 }

@@ -166,6 +166,15 @@ mod tests {
     }
 
     #[test]
+    fn the_debug_kernel_counts_no_instructions() {
+        let mut test = test("a", "one", "icount");
+        test.kernels = vec!["stock".into(), "debug".into()];
+        let tests = [test];
+        let count = |flavour| boots(&tests, flavour, &Selection::default()).len();
+        assert_eq!((count(Flavour::Stock), count(Flavour::Debug)), (1, 0));
+    }
+
+    #[test]
     fn an_unknown_topology_is_refused() {
         let error = check(&[test("s", "t", "mars")]).unwrap_err().to_string();
         assert!(
