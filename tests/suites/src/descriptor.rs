@@ -42,6 +42,13 @@ fn read_only_is_kept(ctx: &Ctx) -> Result<()> {
         let all = Window::new(cookie, 2 * MIB);
         let node = Mapping::of(&provider.node, class, all, READ_WRITE, Place::Congruent);
         ensure!(node.err() == Some(Errno::EACCES), "through the node");
+        // The node's own file is open for writing, so that only the module stands in the way here.
+        let node = Mapping::of(&provider.node, class, all, READ, Place::Congruent)?;
+        let late = node.room.protect(0, 2 * MIB, READ_WRITE);
+        ensure!(
+            late == Err(Errno::EACCES),
+            "through the node, by mprotect: {late:?}"
+        );
     }
     Ok(())
 }
