@@ -10,6 +10,7 @@ mod adopt;
 mod advice;
 mod arguments;
 mod cookie;
+mod defects;
 mod demo;
 mod descriptor;
 mod errors;
@@ -17,6 +18,7 @@ mod export;
 mod figures;
 mod foreign;
 mod fuzz;
+mod hardware;
 mod inflight;
 mod isolation;
 mod kit;
@@ -51,11 +53,13 @@ const SUITES: &[Suite] = &[
     revoke::SUITE,
     inflight::SUITE,
     adopt::SUITE,
+    hardware::SUITE,
     isolation::SUITE,
     lifetime::SUITE,
     races::SUITE,
     fuzz::SUITE,
     demo::SUITE,
+    defects::SUITE,
 ];
 
 /// What `make figures` runs.

@@ -50,7 +50,7 @@ pub(crate) fn make(kernel: &Kernel, ctx: &Ctx, dir: &Path) -> Command {
     let mut make = kernel.make(ctx);
     make.arg(format!("M={}", ctx.repo.display()));
     make.arg(format!("MO={}", dir.display()));
-    make.arg("modules");
+    make.args(["BARBUF_TESTS=m", "modules"]);
     make
 }
 
