@@ -16,7 +16,7 @@ use crate::child::{self, Ended};
 use crate::oracles::Oracles;
 
 /// How long the host should grant the oracles, before the time scale.
-const ORACLES_WITHIN_S: u32 = 60;
+const ORACLES_WITHIN_S: u32 = 120;
 
 pub(crate) fn run(
     spec: &BootSpec,
