@@ -21,12 +21,14 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 
 repo=$(CDPATH='' cd -- "$here/../.." && pwd -P)
 cache=$(cache_dir)
-mkdir -p "$cache/rootfs" "$cache/home" "$cache/cargo" "$cache/ccache" "$repo/target" ||
+mkdir -p "$cache/rootfs" "$cache/home" "$cache/cargo" "$cache/ccache" 2>/dev/null ||
     die "cannot create the cache $cache" "set BARBUF_CACHE to a directory that can be written"
+mkdir -p "$repo/target" 2>/dev/null ||
+    die "cannot create $repo/target" "the repository must be yours to write to"
 
 machine=$(uname -m)
 [ "$machine" = x86_64 ] ||
-    die "this is a $machine machine: only amd64 (x86_64) can build and boot these kernels" \
+    die "this machine is $machine: only amd64 (x86_64) can build and boot these kernels" \
         "run it on an amd64 machine"
 
 privilege=$(find_privilege)
