@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use barbuf_guest::figure::{Figure, Unit};
 use serde_json::{Value, json};
 
-use super::boot::{self, Boot, BootDir, Ended, Progress};
+use super::boot::{Boot, BootDir, Ended, Progress};
 use super::ktap::Status;
 use super::parts::{Parts, Programs};
 use super::{plan, topology};
