@@ -14,10 +14,7 @@
 //! - Folios in a VMA with `VM_MIXEDMAP` leak. Ours are in plain ones, on an inode with `S_DAX`.
 
 use crate::{
-    buffer::{
-        Buffer,
-        Live, //
-    },
+    buffer::Buffer,
     ext::{
         trace,
         vma::{
@@ -115,8 +112,8 @@ impl Mapping {
         Some((self.buffer.base.checked_add(site.offset)?, site.window))
     }
 
-    /// Puts the leaf for `fault` in place.
-    fn serve(&self, fault: &Fault<'_>, live: &Live) -> Option<(Outcome, Around)> {
+    /// The leaves that `fault` can put in place; `None` when no leaf of its size can stand there.
+    fn around(&self, fault: &Fault<'_>) -> Option<Around> {
         let order = fault.order();
         // Folios have one size. Frames have an upper limit.
         let possible = if self.folios {
@@ -124,31 +121,11 @@ impl Mapping {
         } else {
             order <= self.buffer.order
         };
-        let (physical, window) = self.site(fault.range()?, fault.offset()?, fault.address())?;
         if !possible {
             return None;
         }
-        let around = order::around(order, fault.address(), physical, window)?;
-        let outcome = self.insert(fault, live, &around, around.index)?;
-        Some((outcome, around))
-    }
-
-    /// Inserts page number `index` of `around`.
-    fn insert(
-        &self,
-        fault: &Fault<'_>,
-        live: &Live,
-        around: &Around,
-        index: u64,
-    ) -> Option<Outcome> {
-        let distance = index.checked_mul(fault.order().size())?;
-        let physical = around.first_pa.checked_add(distance)?;
-        let leaf = if self.folios {
-            Leaf::Folio(live.memory.folio(physical)?)
-        } else {
-            Leaf::Frame(physical)
-        };
-        Some(fault.insert(around.first_va.checked_add(distance)?, leaf))
+        let (physical, window) = self.site(fault.range()?, fault.offset()?, fault.address())?;
+        order::around(order, fault.address(), physical, window)
     }
 }
 
@@ -161,29 +138,28 @@ impl Area for Mapping {
         if !buffer.provider.function.decodes_memory() {
             return Outcome::SIGBUS;
         }
-        let Some((outcome, around)) = self.serve(fault, &live) else {
+        let Some(around) = self.around(fault) else {
             return Outcome::FALLBACK;
         };
+        let leaf = |distance: u64| {
+            let physical = around.first_pa.wrapping_add(distance);
+            if self.folios {
+                live.memory.folio(physical).map(Leaf::Folio)
+            } else {
+                Some(Leaf::Frame(physical))
+            }
+        };
+        let (outcome, leaves) = fault.fill(&around, buffer.provider.settings.fault_around, leaf);
         if !outcome.is_done() {
             return outcome;
         }
-        let mut leaves = 1i64;
-        if buffer.provider.settings.fault_around {
-            for index in (0..around.count).filter(|index| *index != around.index) {
-                match self.insert(fault, &live, &around, index) {
-                    Some(outcome) if outcome.is_done() => leaves = leaves.saturating_add(1),
-                    _ => {}
-                }
-            }
-        }
         buffer.counters.faults.add(1);
-        buffer.counters.leaves(fault.order()).add(leaves);
+        buffer.counters.leaves(fault.order()).add(i64::from(leaves));
         trace::fault(
             buffer.id(),
             fault.address().wrapping_sub(self.origin),
             fault.order(),
-            // CAST: At most 512.
-            leaves as u32,
+            leaves,
             outcome.bits(),
         );
         outcome

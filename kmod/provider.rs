@@ -71,6 +71,8 @@ pub(crate) enum Kind {
     Bound = 0,
     /// Its own driver stays; memory comes from its p2pmem pool.
     Adopted = 1,
+    /// Its own driver stays and registers regions. None can do that yet.
+    Registered = 2,
 }
 
 impl Kind {
@@ -85,6 +87,7 @@ impl Kind {
         match self {
             Kind::Bound => "bound",
             Kind::Adopted => "adopted",
+            Kind::Registered => "registered",
         }
     }
 }

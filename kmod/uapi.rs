@@ -5,6 +5,18 @@
 //! The header is the contract; this is its mirror. [`write_abi`] prints what this file says, for
 //! the test that compares the two in C, C++, Rust and here.
 
+use crate::{
+    provider::Kind,
+    pure::{
+        export::Flags,
+        mode::{
+            Backing,
+            Cache, //
+        },
+        order::PageOrder,
+        state::State, //
+    },
+};
 use core::mem::offset_of;
 use kernel::{
     fmt,
@@ -89,13 +101,41 @@ macro_rules! structs {
                 ("BARBUF_REGION_MEMORY_ONLY", u64::from(REGION_MEMORY_ONLY)),
                 ("BARBUF_REGION_PREFETCHABLE", u64::from(REGION_PREFETCHABLE)),
                 ("BARBUF_REGION_POOL", u64::from(REGION_POOL)),
+                ("BARBUF_IOC_MAGIC", u64::from(MAGIC)),
             ] {
+                writeln!(f, "const {name} {value:#x}")?;
+            }
+            for (name, value) in MODES {
                 writeln!(f, "const {name} {value:#x}")?;
             }
             Ok(())
         }
     };
 }
+
+/// The values that have types of their own in the module.
+const MODES: [(&str, u32); 17] = [
+    ("BARBUF_KIND_BOUND", Kind::Bound as u32),
+    ("BARBUF_KIND_ADOPTED", Kind::Adopted as u32),
+    ("BARBUF_KIND_REGISTERED", Kind::Registered as u32),
+    ("BARBUF_BACKING_PFN", Backing::Pfn.to_uapi()),
+    ("BARBUF_BACKING_PAGE", Backing::Page.to_uapi()),
+    ("BARBUF_CACHE_UC", Cache::Uncached.to_uapi()),
+    ("BARBUF_CACHE_WC", Cache::WriteCombining.to_uapi()),
+    ("BARBUF_STATE_LIVE", State::Live.to_uapi()),
+    ("BARBUF_STATE_SUSPENDED", State::Suspended.to_uapi()),
+    ("BARBUF_STATE_REVOKED", State::Revoked.to_uapi()),
+    ("BARBUF_PAGE_SHIFT_4K", PageOrder::Page4K.shift()),
+    ("BARBUF_PAGE_SHIFT_2M", PageOrder::Pmd.shift()),
+    ("BARBUF_PAGE_SHIFT_1G", PageOrder::Pud.shift()),
+    ("BARBUF_EXPORT_ANY", Flags::ANY.bits()),
+    ("BARBUF_EXPORT_SHARED", Flags::SHARED.bits()),
+    ("BARBUF_EXPORT_ZERO", Flags::ZERO.bits()),
+    (
+        "BARBUF_EXPORT_REVOKE_ON_CLOSE",
+        Flags::REVOKE_ON_CLOSE.bits(),
+    ),
+];
 
 const fn size_of_member<S, M>(_: fn(&S) -> M) -> usize {
     size_of::<M>()

@@ -10,7 +10,11 @@
 
 use super::shim;
 use crate::pure::{
-    order::PageOrder,
+    order::{
+        Around,
+        PageOrder,
+        TABLE_ENTRIES, //
+    },
     range::Range, //
 };
 use core::{
@@ -301,72 +305,129 @@ impl Fault<'_> {
         offset_of(self.vma())
     }
 
-    /// Puts `leaf` at address `va`, which is the fault's own page or one that stands in the same page table.
+    /// Puts the pages of `around` in place: the fault's own, and with `neighbours` all the others.
     ///
-    /// An entry that is already there stays, except that a write fault makes its own page writable.
-    pub(crate) fn insert(&self, va: u64, leaf: Leaf<'_>) -> Outcome {
-        let own = self.order.align_down(self.address()) >> self.order.shift();
-        let target = va >> self.order.shift();
-        let entries = crate::pure::order::TABLE_ENTRIES;
-        let inside = self.range().is_some_and(|range| {
-            Range::new(va, self.order.size()).is_ok_and(|page| range.encloses(page))
-        });
-        // Entries of another table are out of reach of `pmd` and `pud` below.
-        if own / entries != target / entries || !inside || !self.order.is_aligned(va) {
-            return Outcome::SIGBUS;
+    /// `leaf` says what stands so many bytes behind the first of them. Entries that are there
+    /// already stay, except that a write fault makes its own page writable.
+    ///
+    /// Returns what became of the fault's own page, and how many entries were put in place.
+    pub(crate) fn fill<'l>(
+        &self,
+        around: &Around,
+        neighbours: bool,
+        leaf: impl Fn(u64) -> Option<Leaf<'l>>,
+    ) -> (Outcome, u32) {
+        let shift = self.order.shift();
+        if !self.reaches(around) {
+            return (Outcome::SIGBUS, 0);
         }
-        // CAST: Both indices are within the same 512 entries.
-        let steps = (target as isize).wrapping_sub(own as isize);
-
-        // SAFETY: The fault is valid. A copy of it is what the C functions take for the neighbour.
+        // SAFETY: The fault is valid. A copy of it is what the C functions take for a neighbour.
         let mut vmf = unsafe { *self.vmf };
-        vmf.__bindgen_anon_1.address = va as c_ulong;
-        vmf.__bindgen_anon_1.real_address = va as c_ulong;
-        let vma = vmf.__bindgen_anon_1.vma;
-        // Only the faulting entry is known to hold nothing or this very page: a write flag on a neighbour would make
-        // the kernel compare what may be a table with our page.
-        let write = steps == 0 && self.is_write();
+        let (pud, pmd) = (vmf.pud, vmf.pmd);
+        let mut put = |index: u64, leaf: Leaf<'_>| {
+            let own = index == around.index;
+            // CAST: Both are below 512.
+            let steps = (index as isize).wrapping_sub(around.index as isize);
+            let va = around.first_va.wrapping_add(index << shift) as c_ulong;
+            vmf.__bindgen_anon_1.address = va;
+            vmf.__bindgen_anon_1.real_address = va;
+            vmf.pud = pud.wrapping_offset(steps);
+            vmf.pmd = pmd.wrapping_offset(steps);
+            // SAFETY: `reaches` has checked that the page lies in the VMA, and its entry in the
+            // table that the fault's own entry is in.
+            unsafe { self.put(&mut vmf, leaf, own) }
+        };
 
+        let Some(own) = leaf(around.index << shift) else {
+            return (Outcome::SIGBUS, 0);
+        };
+        let outcome = put(around.index, own);
+        if !outcome.is_done() || !neighbours {
+            return (outcome, u32::from(outcome.is_done()));
+        }
+        let mut entries = 1u32;
+        for index in (0..around.count).filter(|index| *index != around.index) {
+            if leaf(index << shift).is_some_and(|leaf| put(index, leaf).is_done()) {
+                entries = entries.wrapping_add(1);
+            }
+        }
+        (outcome, entries)
+    }
+
+    /// Whether `around` is the fault's own page and others that stand in the same page table, all of
+    /// them whole and in the VMA.
+    fn reaches(&self, around: &Around) -> bool {
+        let shift = self.order.shift();
+        let first = around.first_va >> shift;
+        let Some(last) = first
+            .checked_add(around.count)
+            .and_then(|end| end.checked_sub(1))
+        else {
+            return false;
+        };
+        let own = self.address() >> shift;
+        let pages = around
+            .count
+            .checked_mul(self.order.size())
+            .and_then(|len| Range::new(around.first_va, len).ok());
+        self.order.is_aligned(around.first_va)
+            && first.checked_add(around.index) == Some(own)
+            && around.index < around.count
+            && first / TABLE_ENTRIES == last / TABLE_ENTRIES
+            && self
+                .range()
+                .zip(pages)
+                .is_some_and(|(range, pages)| range.encloses(pages))
+    }
+
+    /// Puts one entry in place; `own` says whether it is the fault's own.
+    ///
+    /// # Safety
+    ///
+    /// `vmf` must be the fault, or a copy whose address and whose `pud` or `pmd`, for the order of
+    /// the fault, were moved by as many pages as entries, within one table and within the VMA.
+    unsafe fn put(&self, vmf: &mut bindings::vm_fault, leaf: Leaf<'_>, own: bool) -> Outcome {
         // Neighbours that are there already stay as they are. The look is racy, the insertion that
         // follows is not.
         let entry = match self.order {
-            // SAFETY: Valid for the order that the handler was called for, and in the same table.
-            PageOrder::Pud => unsafe { (*vmf.pud.offset(steps)).pud },
+            _ if own => 0,
+            // SAFETY: Points to an entry, by the caller's promise.
+            PageOrder::Pud => unsafe { (*vmf.pud).pud },
             // SAFETY: As above.
-            PageOrder::Pmd => unsafe { (*vmf.pmd.offset(steps)).pmd },
+            PageOrder::Pmd => unsafe { (*vmf.pmd).pmd },
             PageOrder::Page4K => 0,
         };
-        let present = steps != 0 && entry != 0;
-        if present {
+        if entry != 0 {
             return Outcome::FALLBACK;
         }
+        // Only the faulting entry is known to hold nothing or this very page: a write flag on a
+        // neighbour would make the kernel compare what may be a table with our page.
+        let write = own && self.is_write();
+        let vma = vmf.__bindgen_anon_1.vma;
+        let address = vmf.__bindgen_anon_1.address;
 
-        // SAFETY: `pud` and `pmd` are valid for the order that the handler was called for, and `steps` stays inside
-        // the table that they point into. `va` lies in the VMA with its whole page. PFNMAP is set exactly when the
-        // driver inserts frames, and the mapping is shared: `NewVma::attach`. Folios are alive by their invariant.
+        // SAFETY: The entry and the address are right by the caller's promise. PFNMAP is set exactly
+        // when the driver inserts frames, and the mapping is shared: `NewVma::attach`. Folios are
+        // alive by their invariant.
         Outcome(unsafe {
             match (self.order, leaf) {
                 (PageOrder::Pud, Leaf::Frame(pa)) => {
-                    vmf.pud = vmf.pud.offset(steps);
-                    bindings::vmf_insert_pfn_pud(&mut vmf, pfn(pa), false)
+                    bindings::vmf_insert_pfn_pud(vmf, pfn(pa), false)
                 }
                 (PageOrder::Pud, Leaf::Folio(folio)) => {
-                    vmf.pud = vmf.pud.offset(steps);
-                    bindings::vmf_insert_folio_pud(&mut vmf, folio.as_ptr(), write)
+                    bindings::vmf_insert_folio_pud(vmf, folio.as_ptr(), write)
                 }
                 (PageOrder::Pmd, Leaf::Frame(pa)) => {
-                    vmf.pmd = vmf.pmd.offset(steps);
-                    bindings::vmf_insert_pfn_pmd(&mut vmf, pfn(pa), false)
+                    bindings::vmf_insert_pfn_pmd(vmf, pfn(pa), false)
                 }
                 (PageOrder::Pmd, Leaf::Folio(folio)) => {
-                    vmf.pmd = vmf.pmd.offset(steps);
-                    bindings::vmf_insert_folio_pmd(&mut vmf, folio.as_ptr(), write)
+                    bindings::vmf_insert_folio_pmd(vmf, folio.as_ptr(), write)
                 }
                 (PageOrder::Page4K, Leaf::Frame(pa)) => {
-                    bindings::vmf_insert_pfn(vma, va as c_ulong, pfn(pa))
+                    bindings::vmf_insert_pfn(vma, address, pfn(pa))
                 }
                 (PageOrder::Page4K, Leaf::Folio(folio)) => {
-                    bindings::vmf_insert_page_mkwrite(&mut vmf, folio.as_ptr().cast(), write)
+                    bindings::vmf_insert_page_mkwrite(vmf, folio.as_ptr().cast(), write)
                 }
             }
         })

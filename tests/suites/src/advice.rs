@@ -74,14 +74,18 @@ fn advice_is_refused_or_harmless(ctx: &Ctx) -> Result<()> {
     })
 }
 
-/// R17, kernel defect 6: mlock has nothing to lock here. It succeeds or says ENOMEM.
+/// R17, kernel defect 6: mlock has nothing to lock here. It succeeds or says ENOMEM; where there are
+/// struct pages, 7.3.4 lets an inner errno out, EREMOTEIO.
 fn mlock_is_harmless(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
         let (at, len) = (case.map.at(0), case.leaf as usize);
         // SAFETY: Locking changes no contents.
         let answer = Errno::result(unsafe { libc::mlock(at.cast(), len) });
         ensure!(
-            matches!(answer, Ok(_) | Err(Errno::ENOMEM | Errno::EAGAIN)),
+            matches!(
+                answer,
+                Ok(_) | Err(Errno::ENOMEM | Errno::EAGAIN | Errno::EREMOTEIO)
+            ),
             "mlock: {answer:?}"
         );
         case.check_all()?;
