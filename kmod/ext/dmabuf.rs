@@ -269,6 +269,9 @@ impl<T: Exporter> Ops<T> {
         unsafe { ArcBorrow::from_raw((*dmabuf).priv_.cast::<T>()) }
     }
 
+    /// # Safety
+    ///
+    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
     unsafe extern "C" fn attach(
         dmabuf: *mut bindings::dma_buf,
         _attachment: *mut bindings::dma_buf_attachment,
@@ -280,6 +283,9 @@ impl<T: Exporter> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
     unsafe extern "C" fn map(
         _attachment: *mut bindings::dma_buf_attachment,
         _direction: bindings::dma_data_direction,
@@ -287,6 +293,9 @@ impl<T: Exporter> Ops<T> {
         EOPNOTSUPP.to_ptr()
     }
 
+    /// # Safety
+    ///
+    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
     unsafe extern "C" fn unmap(
         _attachment: *mut bindings::dma_buf_attachment,
         _table: *mut bindings::sg_table,
@@ -294,6 +303,9 @@ impl<T: Exporter> Ops<T> {
     ) {
     }
 
+    /// # Safety
+    ///
+    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
     unsafe extern "C" fn mmap(
         dmabuf: *mut bindings::dma_buf,
         vma: *mut bindings::vm_area_struct,
@@ -306,6 +318,9 @@ impl<T: Exporter> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
     unsafe extern "C" fn release(dmabuf: *mut bindings::dma_buf) {
         // SAFETY: Called once, when nothing else can reach the dma-buf; the reference is ours again.
         let data = unsafe { Arc::from_raw((*dmabuf).priv_.cast::<T>()) };

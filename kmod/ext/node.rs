@@ -141,6 +141,9 @@ impl<T: Opener> Ops<T> {
         unsafe { ArcBorrow::from_raw((*file).private_data.cast::<T>()) }
     }
 
+    /// # Safety
+    ///
+    /// For the VFS alone, which passes a file of a node of ours.
     unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: `misc_open` has put the misc device here, and holds the lock that deregistering takes until this
         // function returns.
@@ -157,12 +160,18 @@ impl<T: Opener> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For the VFS alone, which passes a file of a node of ours.
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: Called once, as the last operation on the file.
         T::release(unsafe { Arc::from_raw((*file).private_data.cast::<T>()) });
         0
     }
 
+    /// # Safety
+    ///
+    /// For the VFS alone, which passes a file of a node of ours.
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: The file is open.
         match T::ioctl(unsafe { Self::opener(file) }, cmd, arg) {
@@ -171,6 +180,9 @@ impl<T: Opener> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For the VFS alone, which passes a file of a node of ours.
     unsafe extern "C" fn mmap(
         file: *mut bindings::file,
         vma: *mut bindings::vm_area_struct,
@@ -186,6 +198,9 @@ impl<T: Opener> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For the VFS alone, which passes a file of a node of ours.
     unsafe extern "C" fn get_unmapped_area(
         file: *mut bindings::file,
         addr: c_ulong,

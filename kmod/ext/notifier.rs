@@ -83,6 +83,9 @@ impl<T: Watcher> PinnedDrop for Watch<T> {
 struct Callback<T>(PhantomData<T>);
 
 impl<T: Watcher> Callback<T> {
+    /// # Safety
+    ///
+    /// For the driver core alone, which passes the block of a [`Watch`] and a device of the PCI bus.
     unsafe extern "C" fn call(
         block: *mut bindings::notifier_block,
         action: c_ulong,

@@ -69,6 +69,10 @@ const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
 };
 
 /// The last reference to a folio has gone. Called from any context.
+///
+/// # Safety
+///
+/// For mm alone, which passes a folio of a [`PageMap`] that has no reference left.
 unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
     // SAFETY: The core calls this for folios of our pagemaps. The pagemap stays until the reference that `hold` took
     // for this folio is put, and nothing of the folio is used after it is marked.

@@ -474,6 +474,10 @@ impl<T: Area> Ops<T> {
         unsafe { ArcBorrow::from_raw((*vma).vm_private_data.cast::<T>()) }
     }
 
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
     unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
         // SAFETY: `vma` is a copy of one of ours, whose reference is alive while this runs.
         let area = unsafe { Self::area(vma) };
@@ -484,6 +488,10 @@ impl<T: Area> Ops<T> {
         area.opened(&LockedVma(unsafe { VmaRef::from_raw(vma) }));
     }
 
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
     unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
         // SAFETY: Called once for each VMA, and nothing uses its private data afterwards.
         let area = unsafe { Arc::from_raw((*vma).vm_private_data.cast::<T>()) };
@@ -491,6 +499,10 @@ impl<T: Area> Ops<T> {
         area.closed(&LockedVma(unsafe { VmaRef::from_raw(vma) }));
     }
 
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
     unsafe extern "C" fn may_split(vma: *mut bindings::vm_area_struct, at: c_ulong) -> c_int {
         // SAFETY: A live VMA of ours; its mmap lock is held for writing.
         let (area, locked) = unsafe { (Self::area(vma), LockedVma(VmaRef::from_raw(vma))) };
@@ -500,6 +512,10 @@ impl<T: Area> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
     unsafe extern "C" fn mremap(vma: *mut bindings::vm_area_struct) -> c_int {
         // SAFETY: As in `may_split`.
         let (area, locked) = unsafe { (Self::area(vma), LockedVma(VmaRef::from_raw(vma))) };
@@ -515,6 +531,10 @@ impl<T: Area> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
     unsafe extern "C" fn huge_fault(
         vmf: *mut bindings::vm_fault,
         order: c_uint,
@@ -526,6 +546,10 @@ impl<T: Area> Ops<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
     unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: As in `huge_fault`.
         let outcome = unsafe { Self::handle(vmf, PageOrder::Page4K) };
@@ -551,6 +575,10 @@ impl<T: Area> Ops<T> {
         area.deref().fault(&fault).0
     }
 
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
     unsafe extern "C" fn pagesize(vma: *mut bindings::vm_area_struct) -> c_ulong {
         // SAFETY: A live VMA of ours.
         let area = unsafe { Self::area(vma) };

@@ -104,7 +104,7 @@
 enum barbuf_kind {
 	BARBUF_KIND_BOUND = 0,
 	BARBUF_KIND_ADOPTED = 1,
-	BARBUF_KIND_REGISTERED = 2,
+	BARBUF_KIND_REGISTERED = 2
 };
 
 /**
@@ -116,7 +116,7 @@ enum barbuf_kind {
  */
 enum barbuf_backing {
 	BARBUF_BACKING_PFN = 0,
-	BARBUF_BACKING_PAGE = 1,
+	BARBUF_BACKING_PAGE = 1
 };
 
 /**
@@ -126,7 +126,7 @@ enum barbuf_backing {
  */
 enum barbuf_cache {
 	BARBUF_CACHE_UC = 0,
-	BARBUF_CACHE_WC = 1,
+	BARBUF_CACHE_WC = 1
 };
 
 /**
@@ -138,7 +138,7 @@ enum barbuf_cache {
 enum barbuf_state {
 	BARBUF_STATE_LIVE = 0,
 	BARBUF_STATE_SUSPENDED = 1,
-	BARBUF_STATE_REVOKED = 2,
+	BARBUF_STATE_REVOKED = 2
 };
 
 /* barbuf_region_info.flags */

@@ -19,7 +19,7 @@ use crate::support::Ctx;
 
 /// `_IO(VFIO_TYPE, VFIO_BASE + n)`
 const fn number(n: u64) -> u64 {
-    (b';' as u64) << 8 | (100 + n)
+    ((b';' as u64) << 8) | (100 + n)
 }
 
 const SET_IOMMU: u64 = number(2);

@@ -2,7 +2,7 @@
 
 //! The kernel's own modules that a guest needs: which, in what order, out of what wrapping.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -47,15 +47,14 @@ pub(crate) fn collect(dir: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
             bail!("the kernel has no module {name}, neither loadable nor built in");
         };
         for (path, needs) in closure(path, dependencies, &needs) {
-            let name = name_of(&path);
-            if !modules.contains_key(&name) {
+            if let Entry::Vacant(vacant) = modules.entry(name_of(&path)) {
                 let contents = unwrap(&dir.join(&path))?;
                 let file = ModuleFile {
-                    path: guest_path(&name),
-                    name: name.clone(),
+                    path: guest_path(vacant.key()),
+                    name: vacant.key().clone(),
                     needs,
                 };
-                modules.insert(name, Module { file, contents });
+                vacant.insert(Module { file, contents });
             }
         }
     }
