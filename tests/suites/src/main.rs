@@ -75,7 +75,11 @@ fn main() -> ExitCode {
         ["--list"] => list(SUITES),
         ["--list-figures"] => list(FIGURES),
         ["--list-provocations"] => list(PROVOCATIONS),
-        [suite, test] => run(SUITES.iter().chain(FIGURES).chain(PROVOCATIONS), suite, test),
+        [suite, test] => run(
+            SUITES.iter().chain(FIGURES).chain(PROVOCATIONS),
+            suite,
+            test,
+        ),
         _ => {
             eprintln!("usage: suites --list | --list-figures | --list-provocations | SUITE TEST");
             ExitCode::from(2)
