@@ -103,8 +103,8 @@ with_clock() {
 }
 
 interrupted() {
-    # mmdebstrap unmounts and removes what it made when it is asked to end.
-    kill -TERM "$clocked" 2>/dev/null
+    # What the command started dies with it (see rootfs.sh).
+    kill -KILL "$clocked" 2>/dev/null
     wait "$clocked" 2>/dev/null
     say ""
     say "interrupted"

@@ -34,6 +34,9 @@ machine=$(uname -m)
 privilege=$(find_privilege)
 began=$(date +%s)
 
+# shellcheck source=userspace/toolchain/rootfs.sh
+. "$here/rootfs.sh"
+
 # The name of the root file system follows from its recipe.
 key=$(cat "$here/packages" "$here/rootfs.sh" | sha256sum | cut -c1-16)
 rootfs=$cache/rootfs/$key
@@ -68,8 +71,7 @@ if ! intact; then
                 "the first is /$(printf '%s\n' "$damaged" | head -n 1)): making it again"
         fi
         rm -f "$rootfs.listing"
-        # Separate, so that it keeps its own variables and traps.
-        sh "$here/rootfs.sh" "$privilege" "$cache" "$rootfs"
+        make_rootfs
         listing "$rootfs" >"$rootfs.listing.new"
         mv "$rootfs.listing.new" "$rootfs.listing"
     fi

@@ -20,12 +20,12 @@ fi
 have apt-get || exit 1
 codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME-}")
 
-# Every suite of Debian that a source may name, this release's own first.
-# shellcheck disable=SC2016 # apt-get expands these
+# What apt would fetch names every suite of every source, also where no list was ever fetched:
+# 'URI/dists/SUITE/InRelease'. This release's own suite first, then another of Debian's.
 uri=$(
-    apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+    apt-get update --print-uris 2>/dev/null |
+        sed -n "s|^'\(.*\)/dists/\([^/']*\)/InRelease'.*|\2 \1|p" |
         awk -v suffix="$suffix" -v codename="$codename" '
-            { sub(/\/$/, "", $2) }
             $1 == codename suffix { print $2; found = 1; exit }
             $1 ~ "^(stable|oldstable|testing|bookworm|trixie|forky)" suffix "$" && !other { other = $2 }
             END { if (!found && other) print other }'

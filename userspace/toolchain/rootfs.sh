@@ -1,20 +1,11 @@
-#!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
+# shellcheck shell=sh
 #
-# Makes the toolchain's root file system. enter.sh calls it with the lock held; an interrupted
-# run leaves a staging directory, which the next one removes.
-#
-# usage: rootfs.sh PRIVILEGE CACHE ROOTFS
+# Makes the toolchain's root file system. enter.sh sources it with the lock held, and `here`,
+# `privilege`, `cache` and `rootfs` set. An interrupted run leaves a staging directory, which
+# the next one removes.
+# shellcheck disable=SC2154
 
-set -eu
-
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
-# shellcheck source=userspace/toolchain/common.sh
-. "$here/common.sh"
-
-privilege=$1
-cache=$2
-rootfs=$3
 staging=$cache/rootfs/staging
 log=$cache/rootfs/mmdebstrap.log
 # Unpacked, and the packages that are downloaded for it.
@@ -86,7 +77,6 @@ explain() {
             "free $need_mib MiB, or set BARBUF_CACHE to a directory on a larger disk"
     fi
     if grep -q -E 'Could not resolve|Could not connect|Connection failed|Temporary failure|Network is unreachable|Cannot initiate the connection|Failed to fetch|Unable to connect|does not have a Release file|404 +Not Found' "$log"; then
-        # shellcheck disable=SC2154 # check_host sets it
         die "the Debian mirror $mirror cannot be reached or lacks trixie (see $log)" \
             "check the network, or set BARBUF_MIRROR to another mirror; $retry"
     fi
@@ -112,7 +102,6 @@ deb $security trixie-security main"
     proxy=$(apt-config shell value Acquire::http::Proxy 2>/dev/null) || proxy=
     if [ -n "$proxy" ]; then
         eval "$proxy"
-        # shellcheck disable=SC2154 # eval sets it
         set -- "$@" --aptopt="Acquire::http::Proxy \"$value\""
     fi
 
@@ -121,12 +110,14 @@ deb $security trixie-security main"
         # The namespaces end with their first process: no mount and no process is left behind.
         printf '%s\n' "$sources" >"$staging.list"
         export TMPDIR="$staging.tmp"
-        exec unshare --mount --pid --fork --kill-child --mount-proc \
+        exec setpriv --pdeathsig KILL \
+            unshare --mount --pid --fork --kill-child --mount-proc \
             mmdebstrap --mode=root "$@" trixie "$staging" "$staging.list"
         ;;
     userns)
         if have newuidmap && grep -q "^$(id -un):" /etc/subuid && grep -q "^$(id -un):" /etc/subgid; then
-            set -- mmdebstrap --mode=unshare "$@"
+            # It unmounts and removes what it made when it is asked to end.
+            set -- setpriv --pdeathsig TERM mmdebstrap --mode=unshare "$@"
             # The other users of the namespace must get there: not below a home directory.
             export TMPDIR="$unshared"
         elif can_sudo; then
@@ -154,41 +145,42 @@ to_tar() {
     echo "$status" >"$staging.status"
 }
 
-check_host
-install_tools
-unshared=/var/tmp/barbuf-rootfs-$(id -u)
-remove "$rootfs"
-remove "$staging"
-remove "$staging.tmp"
-remove "$unshared"
-mkdir -p "$staging" "$staging.tmp"
-if [ "$privilege" = userns ]; then
-    mkdir -m 0755 "$unshared"
-fi
-
-if ! with_clock "making the toolchain (Debian trixie, about a minute and 3 GiB)" "$log" bootstrap; then
-    explain
-    tail -n 15 "$log" >&2
-    die "the toolchain could not be made (the end of $log is above)" "$retry"
-fi
-
-# Where inside.sh mounts things.
-mkdir -p "$staging/barbuf" "$staging/cache"
-rm -rf "$staging/etc/resolv.conf" "$staging/etc/hosts"
-touch "$staging/etc/resolv.conf" "$staging/etc/hosts"
-# Package lists are kept in the cache instead, and these would be out of date.
-rm -rf "$staging"/var/lib/apt/lists/* "$staging"/var/cache/apt/*
-mv "$staging" "$rootfs"
-remove "$staging.tmp"
-remove "$unshared"
-rm -f "$staging.list" "$staging.status"
-
-# Root file systems of older recipes that no run uses any more.
-for old in "$cache"/rootfs/*.lock; do
-    name=${old%.lock}
-    if [ "$name" != "$rootfs" ] && flock -n "$old" true; then
-        rm -f "$name.listing"
-        remove "$name"
-        rm -f "$old"
+make_rootfs() {
+    check_host
+    install_tools
+    unshared=/var/tmp/barbuf-rootfs-$(id -u)
+    remove "$rootfs"
+    remove "$staging"
+    remove "$staging.tmp"
+    remove "$unshared"
+    mkdir -p "$staging" "$staging.tmp"
+    if [ "$privilege" = userns ]; then
+        mkdir -m 0755 "$unshared"
     fi
-done
+
+    if ! with_clock "making the toolchain (Debian trixie, about a minute and 3 GiB)" "$log" bootstrap; then
+        explain
+        tail -n 15 "$log" >&2
+        die "the toolchain could not be made (the end of $log is above)" "$retry"
+    fi
+
+    # Where inside.sh mounts things.
+    mkdir -p "$staging/barbuf" "$staging/cache"
+    rm -rf "$staging/etc/resolv.conf" "$staging/etc/hosts"
+    touch "$staging/etc/resolv.conf" "$staging/etc/hosts"
+    # Package lists are kept in the cache instead, and these would be out of date.
+    rm -rf "$staging"/var/lib/apt/lists/* "$staging"/var/cache/apt/*
+    mv "$staging" "$rootfs"
+    remove "$staging.tmp"
+    remove "$unshared"
+    rm -f "$staging.list" "$staging.status"
+
+    # Root file systems of older recipes that no run uses any more.
+    for old in "$cache"/rootfs/*.lock; do
+        name=${old%.lock}
+        if [ "$name" != "$rootfs" ] && flock -n "$old" true; then
+            rm -f "$name.listing"
+            remove "$name"
+        fi
+    done
+}
