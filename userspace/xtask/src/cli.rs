@@ -119,6 +119,13 @@ pub(crate) enum KernelChoice {
     All,
 }
 
+impl TestArgs {
+    /// Whether all kernels are tested, and nothing is selected among the tests.
+    pub(crate) fn is_unselective(&self) -> bool {
+        matches!(self.kernel, KernelChoice::All) && self.filter.is_none() && self.topology.is_none()
+    }
+}
+
 impl KernelChoice {
     /// The kernels in the order in which they are tested.
     pub(crate) fn flavours(self) -> &'static [Flavour] {
