@@ -22,10 +22,10 @@ help: ## list these targets
 demo: ## boot a stock kernel with an NPU and an NVMe drive and show what the module does
 	@$(XTASK) demo $(ARGS)
 
-test: ## run the tests: on the host, on the stock kernel, and a part on the debug kernel
+test: ## run the tests on the host and on the stock kernel
 	@$(XTASK) test $(ARGS)
 
-debug-test: ## run all tests on the debug kernel (make test runs a part of them there)
+debug-test: ## run all guest tests on the debug kernel, which takes long
 	@$(XTASK) test --kernel debug $(ARGS)
 
 figures: ## measure what mapping, exporting and revoking cost, next to vfio-pci

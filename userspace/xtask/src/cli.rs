@@ -55,7 +55,7 @@ pub(crate) struct DemoArgs {
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
     /// The kernels to test on
-    #[arg(long, value_enum, default_value_t = KernelChoice::All)]
+    #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
     pub(crate) kernel: KernelChoice,
     /// Run only tests whose full name (`suite::test`) contains this
     #[arg(long)]
@@ -120,9 +120,9 @@ pub(crate) enum KernelChoice {
 }
 
 impl TestArgs {
-    /// Whether all kernels are tested, and nothing is selected among the tests.
+    /// Whether nothing is selected among the tests.
     pub(crate) fn is_unselective(&self) -> bool {
-        matches!(self.kernel, KernelChoice::All) && self.filter.is_none() && self.topology.is_none()
+        self.filter.is_none() && self.topology.is_none()
     }
 }
 

@@ -20,11 +20,10 @@ mod qmp;
 mod selftest;
 mod topology;
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use barbuf_guest::protocol::{Job, ListedTest, ORACLES};
+use barbuf_guest::protocol::{Job, ORACLES};
 
 use crate::cli::{DemoArgs, ShellArgs, TestArgs};
 use crate::ctx::Ctx;
@@ -106,37 +105,24 @@ pub(crate) fn shell(ctx: &Ctx, args: &ShellArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The suites that `make test` runs on the debug kernel. That kernel is many times slower, and
-/// `make debug-test` runs all of them.
-const DEBUG_IN_SHORT: &[&str] = &["smoke", "abi"];
-
-/// Names the suites that [`DEBUG_IN_SHORT`] leaves out.
-fn leave_out(tests: &[ListedTest], flavour: Flavour, report: &mut Report<'_>) {
-    let applicable = tests
-        .iter()
-        .filter(|test| test.kernels.contains(&flavour.to_string()));
-    let suites: BTreeSet<&str> = applicable.map(|test| test.suite.as_str()).collect();
-    for suite in suites {
-        if !DEBUG_IN_SHORT.contains(&suite) {
-            report.add(TestResult {
-                place: flavour.to_string(),
-                name: format!("{suite}::*"),
-                outcome: Outcome::Skipped,
-                time: None,
-                detail: Some("takes long on this kernel: make debug-test runs it".into()),
-            });
-        }
-    }
+/// Names what a run on the stock kernel alone leaves out.
+fn leave_out(report: &mut Report<'_>) {
+    report.add(TestResult {
+        place: Flavour::Debug.to_string(),
+        name: "all guest tests".into(),
+        outcome: Outcome::Skipped,
+        time: None,
+        detail: Some("many times slower there: make debug-test runs them".into()),
+    });
 }
 
 /// Runs the guest tests on each kernel.
 pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Result<()> {
-    let everything = Selection {
+    let selection = Selection {
         filter: args.filter.as_deref(),
         topology: args.topology.as_deref(),
-        suites: None,
     };
-    if let Some(name) = everything.topology {
+    if let Some(name) = selection.topology {
         topology::find(name)?;
     }
     let programs = Programs::build(ctx)?;
@@ -144,13 +130,8 @@ pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Resul
     plan::check(&tests)?;
     let mut selected = false;
     for (index, &flavour) in args.kernel.flavours().iter().enumerate() {
-        let short = Selection {
-            suites: Some(DEBUG_IN_SHORT),
-            ..everything
-        };
-        let in_short = flavour == Flavour::Debug && args.is_unselective();
-        let boots = plan::boots(&tests, flavour, if in_short { &short } else { &everything });
-        let selftest = index == 0 && selftest::is_selected(&everything);
+        let boots = plan::boots(&tests, flavour, &selection);
+        let selftest = index == 0 && selftest::is_selected(&selection);
         if boots.is_empty() && !selftest {
             continue;
         }
@@ -168,9 +149,9 @@ pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Resul
         for planned in boots {
             run_planned(ctx, args, &parts, planned, report)?;
         }
-        if in_short {
-            leave_out(&tests, flavour, report);
-        }
+    }
+    if args.is_unselective() && !args.kernel.flavours().contains(&Flavour::Debug) {
+        leave_out(report);
     }
     if !selected {
         ctx.ui.line("no guest test is selected");

@@ -14,8 +14,6 @@ pub(crate) struct Selection<'a> {
     /// Part of `suite::test`.
     pub(crate) filter: Option<&'a str>,
     pub(crate) topology: Option<&'a str>,
-    /// Only these suites.
-    pub(crate) suites: Option<&'a [&'a str]>,
 }
 
 /// Tests that share a boot.
@@ -64,9 +62,6 @@ pub(crate) fn boots(
     let wanted = |test: &&ListedTest| {
         test.kernels.contains(&flavour.to_string())
             && selection.topology.is_none_or(|name| test.topology == name)
-            && selection
-                .suites
-                .is_none_or(|suites| suites.contains(&test.suite.as_str()))
             && selection
                 .filter
                 .is_none_or(|text| full_name(test).contains(text))
@@ -219,13 +214,11 @@ mod tests {
         let filter = Selection {
             filter: Some("b::t"),
             topology: None,
-            suites: None,
         };
         assert_eq!(boots(&tests, Flavour::Stock, &filter).len(), 1);
         let topology = Selection {
             filter: None,
             topology: Some("iommu"),
-            suites: None,
         };
         assert_eq!(boots(&tests, Flavour::Stock, &topology).len(), 1);
     }
