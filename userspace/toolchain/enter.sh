@@ -56,13 +56,16 @@ intact() {
 # Every run holds this lock as long as it lives: shared while it uses the root file system,
 # exclusive while it makes it.
 exec 9>"$rootfs.lock"
-flock -s 9
+lock() {
+    flock -n "$1" 9 || {
+        say "another run makes or uses this toolchain: waiting for it"
+        flock "$1" 9
+    }
+}
+lock -s
 if ! intact; then
     flock -u 9
-    flock -n 9 || {
-        say "another run makes or uses this toolchain: waiting for it"
-        flock 9
-    }
+    lock -x
     if ! intact; then
         if [ -f "$rootfs.listing" ] && [ -d "$rootfs" ]; then
             damaged=$(listing "$rootfs" | LC_ALL=C comm -3 - "$rootfs.listing" |

@@ -10,7 +10,6 @@ staging=$cache/rootfs/staging
 log=$cache/rootfs/mmdebstrap.log
 # Unpacked, and the packages that are downloaded for it.
 need_mib=4096
-retry="then run the command again"
 
 # Removes a tree, also one that belongs to the other users of a user namespace.
 remove() {
@@ -78,7 +77,7 @@ explain() {
     fi
     if grep -q -E 'Could not resolve|Could not connect|Connection failed|Temporary failure|Network is unreachable|Cannot initiate the connection|Failed to fetch|Unable to connect|does not have a Release file|404 +Not Found' "$log"; then
         die "the Debian mirror $mirror cannot be reached or lacks trixie (see $log)" \
-            "check the network, or set BARBUF_MIRROR to another mirror; $retry"
+            "check the network, or set BARBUF_MIRROR to another mirror"
     fi
 }
 
@@ -161,7 +160,7 @@ make_rootfs() {
     if ! with_clock "making the toolchain (Debian trixie, about a minute and 3 GiB)" "$log" bootstrap; then
         explain
         tail -n 15 "$log" >&2
-        die "the toolchain could not be made (the end of $log is above)" "$retry"
+        die "the toolchain could not be made (the end of $log is above)" "run the command again"
     fi
 
     # Where inside.sh mounts things.
