@@ -17,6 +17,7 @@ help: ## list these targets
 	@echo
 	@echo "  ARGS='...'     more options for demo, test, debug-test, figures and shell (ARGS=--help lists them)"
 	@echo "  BARBUF_CACHE   where toolchain and kernels are kept (now: $${BARBUF_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/barbuf})"
+	@echo "  BARBUF_PATIENCE  multiplies the guests' time limits, for a busy machine (default: 1)"
 	@echo "  BARBUF_MIRROR  the Debian mirror (default: the one that apt uses on this machine)"
 
 demo: ## boot a stock kernel with an NPU and an NVMe drive and show what the module does

@@ -98,7 +98,7 @@ impl Parts {
             Flavour::Stock | Flavour::Base => 1,
             Flavour::Debug => 6,
         };
-        checkers * if topology.icount { 3 } else { 1 }
+        checkers * if topology.icount { 3 } else { 1 } * patience()
     }
 
     /// The checkers of the debug kernel keep books about every byte.
@@ -138,4 +138,12 @@ impl Parts {
             job,
         }
     }
+}
+
+/// By how much the user says that this machine is busy: `BARBUF_PATIENCE`, a factor from 1 to 100.
+fn patience() -> u32 {
+    std::env::var("BARBUF_PATIENCE")
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .map_or(1, |factor: u32| factor.clamp(1, 100))
 }
