@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::host;
 use crate::kernel::Flavour;
 
 /// Builds the kernels and the module of barbuf and runs its tests in virtual machines.
@@ -124,6 +125,23 @@ impl TestArgs {
     pub(crate) fn is_unselective(&self) -> bool {
         self.filter.is_none() && self.topology.is_none()
     }
+
+    /// Whether the tests on the host belong to it: not when one topology, or the debug kernel
+    /// alone, is asked for.
+    pub(crate) fn selects_host(&self) -> bool {
+        self.topology.is_none() && self.kernel != KernelChoice::Debug
+    }
+
+    /// Where tests must have passed in the end. Only a run of everything promises that: a filter
+    /// may leave any place without a test.
+    pub(crate) fn promised(&self) -> Vec<String> {
+        if !self.is_unselective() {
+            return Vec::new();
+        }
+        let host = self.selects_host().then(|| host::PLACE.to_owned());
+        let kernels = self.kernel.flavours().iter().map(ToString::to_string);
+        host.into_iter().chain(kernels).collect()
+    }
 }
 
 impl KernelChoice {
@@ -134,5 +152,31 @@ impl KernelChoice {
             KernelChoice::Debug => &[Flavour::Debug],
             KernelChoice::All => &[Flavour::Stock, Flavour::Debug],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promised(line: &[&str]) -> Vec<String> {
+        let cli = Cli::try_parse_from([&["make", "test"], line].concat()).unwrap();
+        match cli.command {
+            Command::Test(args) => args.promised(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_run_of_everything_promises_every_place() {
+        assert_eq!(promised(&[]), ["host", "stock"]);
+        assert_eq!(promised(&["--kernel", "debug"]), ["debug"]);
+        assert_eq!(promised(&["--kernel", "all"]), ["host", "stock", "debug"]);
+    }
+
+    #[test]
+    fn a_selection_promises_nothing() {
+        assert!(promised(&["--filter", "fork"]).is_empty());
+        assert!(promised(&["--topology", "iommu"]).is_empty());
     }
 }

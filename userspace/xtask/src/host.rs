@@ -8,18 +8,17 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::cli::{KernelChoice, TestArgs};
+use crate::cli::TestArgs;
 use crate::cmd::Log;
 use crate::ctx::Ctx;
 use crate::report::{Outcome, Report, TestResult};
 use crate::ui::clock;
 
 /// The place that these results are reported under.
-const PLACE: &str = "host";
+pub(crate) const PLACE: &str = "host";
 
 pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Result<()> {
-    // Who asks for one kernel or one topology asks for no other tests.
-    if args.kernel != KernelChoice::All || args.topology.is_some() {
+    if !args.selects_host() {
         return Ok(());
     }
     let step = ctx.ui.step("testing on the host");

@@ -51,6 +51,7 @@ fn run(ctx: &Ctx, command: &Command) -> Result<ExitCode> {
             let mut report = Report::new(ctx, &args.json);
             host::test(ctx, args, &mut report)?;
             vm::test(ctx, args, &mut report)?;
+            report.keep_promise(&args.promised());
             ctx.ui.summary();
             report.finish()
         }

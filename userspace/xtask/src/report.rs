@@ -12,6 +12,10 @@ use serde::Serialize;
 
 use crate::ctx::Ctx;
 
+/// The number of the JSON's layout. A program that reads it can rely on what it knows of this one;
+/// names may be added without a new number.
+const SCHEMA: u32 = 1;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Outcome {
@@ -96,6 +100,23 @@ impl<'a> Report<'a> {
         self.results.push(result);
     }
 
+    /// Adds a failure for each of `places` where no test has passed. A place that is left out by
+    /// mistake would otherwise go unnoticed: fewer tests, all of them passed.
+    pub(crate) fn keep_promise(&mut self, places: &[String]) {
+        for place in places {
+            let passed = |r: &TestResult| r.place == *place && r.outcome == Outcome::Passed;
+            if !self.results.iter().any(passed) {
+                self.add(TestResult {
+                    place: place.clone(),
+                    name: "all tests".into(),
+                    outcome: Outcome::Failed,
+                    time: None,
+                    detail: Some("no test has passed here: this run should have had some".into()),
+                });
+            }
+        }
+    }
+
     pub(crate) fn tally(&self) -> Tally {
         let count = |outcome| self.results.iter().filter(|r| r.outcome == outcome).count();
         Tally {
@@ -110,6 +131,7 @@ impl<'a> Report<'a> {
         let tally = self.tally();
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(&serde_json::json!({
+                "schema": SCHEMA,
                 "passed": tally.passed,
                 "failed": tally.failed,
                 "skipped": tally.skipped,
@@ -134,5 +156,32 @@ impl<'a> Report<'a> {
         } else {
             ExitCode::FAILURE
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(place: &str, outcome: Outcome) -> TestResult {
+        TestResult {
+            place: place.into(),
+            name: "suite::test".into(),
+            outcome,
+            time: None,
+            detail: None,
+        }
+    }
+
+    #[test]
+    fn a_place_without_a_passed_test_is_a_failure() {
+        let ctx = Ctx::for_tests();
+        let mut report = Report::new(&ctx, &None);
+        report.record(result("stock", Outcome::Passed));
+        report.record(result("debug", Outcome::Skipped));
+        report.keep_promise(&["stock".into()]);
+        assert_eq!(report.tally().failed, 0);
+        report.keep_promise(&["host".into(), "stock".into(), "debug".into()]);
+        assert_eq!(report.tally().failed, 2);
     }
 }
