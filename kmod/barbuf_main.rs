@@ -25,6 +25,7 @@ mod provider;
     reason = "shared with host tests, which use all of it and see it as a crate"
 )]
 mod pure;
+mod registry;
 mod uapi;
 
 use crate::{
@@ -46,8 +47,8 @@ use crate::{
         Control,
         Quota, //
     },
-    provider::Registry,
     pure::pagemap::Layout,
+    registry::Registry,
 };
 use kernel::{
     driver,

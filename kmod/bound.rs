@@ -15,10 +15,8 @@ use crate::{
         ProviderNode,
         Session, //
     },
-    provider::{
-        Provider,
-        Registry, //
-    },
+    provider::Provider,
+    registry::Registry,
     Shared,
 };
 use kernel::{

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Providers: PCI functions whose memory is exported, their regions, and what is taken of them.
+//! Providers: PCI functions whose memory is exported.
+//!
+//! `region.rs` has the stretches of a provider that can be exported, `claims.rs` what is taken of
+//! them.
 //!
 //! Lock order, for the whole module, outermost first:
 //!
 //! 1. the device lock of a PCI function (the driver core takes it around bind and unbind),
 //! 2. `mmap_lock` of a process,
-//! 3. [`Registry::inner`],
+//! 3. `Registry::inner`,
 //! 4. [`Provider::inner`],
 //! 5. `Buffer::teardown`,
 //! 6. the lock in `dmabuf::Weak`, and those in `gate::Gate`.
@@ -14,39 +17,36 @@
 //! No user memory is touched under 3 to 6, because a page fault takes 2. A [`Gate`] is entered
 //! before 4 and never waited for under it.
 
+mod claims;
+mod region;
+
+use self::{
+    claims::Taken,
+    region::largest, //
+};
+pub(crate) use self::{
+    claims::{
+        Place,
+        Reservation,
+        Terms, //
+    },
+    region::Region, //
+};
 use crate::{
     buffer::Buffer,
-    copy::errno,
     ext::{
         gate::Gate,
-        pagemap::{
-            self,
-            PageMap, //
-        },
+        pagemap,
         pci::{
             Claimed,
             Enabled,
             Function, //
-        },
-        vma, //
+        }, //
     },
     pure::{
-        address::Address,
-        alloc::{
-            self,
-            Claim,
-            Space, //
-        },
         exclude,
         export,
-        mode::{
-            Backing,
-            Cache, //
-        },
-        order::{
-            self,
-            PageOrder, //
-        },
+        order::PageOrder,
         pagemap::Layout,
         range::Range, //
     },
@@ -90,31 +90,6 @@ impl Kind {
             Kind::Registered => "registered",
         }
     }
-}
-
-/// One exportable stretch of a provider. Never changes.
-pub(crate) struct Region {
-    /// The BAR that it lies in.
-    pub(crate) bar: u32,
-    /// Its place in that BAR.
-    pub(crate) offset: u64,
-    /// Its physical addresses.
-    pub(crate) physical: Range,
-    /// What can be done with it.
-    pub(crate) facts: export::Region,
-}
-
-/// What is taken of a region.
-struct Taken {
-    /// Sorted by start.
-    claims: KVec<Claim>,
-    /// Those of the claims whose owners are gone, but on whose pages somebody still holds a
-    /// reference.
-    draining: KVec<Claim>,
-    /// Live buffers of the region.
-    buffers: u32,
-    /// Its struct pages, once there are any; the owner is [`Hardware`].
-    map: Option<Arc<PageMap>>,
 }
 
 struct Inner {
@@ -177,15 +152,7 @@ impl Provider {
         let name = function.name()?;
         let mut taken = KVec::with_capacity(regions.len(), GFP_KERNEL)?;
         for _ in regions.iter() {
-            taken.push(
-                Taken {
-                    claims: KVec::new(),
-                    draining: KVec::new(),
-                    buffers: 0,
-                    map: None,
-                },
-                GFP_KERNEL,
-            )?;
+            taken.push(Taken::nothing(), GFP_KERNEL)?;
         }
         Arc::pin_init(
             try_pin_init!(Self {
@@ -321,182 +288,6 @@ impl Provider {
         self.kind == Kind::Adopted || self.layout.is_some()
     }
 
-    /// The struct pages of a region, made now if there are none of that size.
-    ///
-    /// # Errors
-    ///
-    /// `EBUSY` when page-backed buffers, or pins on their pages, of another size exist, or buffers
-    /// with write combining: struct pages reserve the uncached mode for the whole region.
-    fn map_for(
-        &self,
-        taken: &mut Taken,
-        region: &Region,
-        order: PageOrder,
-    ) -> Result<Arc<PageMap>> {
-        if let Some(map) = &taken.map {
-            if map.order() == order {
-                return Ok(map.clone());
-            }
-            if taken.any(Backing::Page) {
-                return Err(EBUSY);
-            }
-        }
-        if taken
-            .claims
-            .iter()
-            .any(|claim| claim.cache == Cache::WriteCombining)
-        {
-            return Err(EBUSY);
-        }
-        // The old map goes first: two at the same addresses are not possible.
-        taken.map = None;
-        let layout = self.layout.ok_or(EOPNOTSUPP)?;
-        let map = PageMap::new(layout, &self.function, region.bar, region.physical, order)?;
-        taken.map = Some(map.clone());
-        Ok(map)
-    }
-
-    /// Claims bytes of region `index` for a new owner: `ranges`, or `len` bytes wherever there is
-    /// room.
-    ///
-    /// With page backing of size `pages`, the region's struct pages come along.
-    ///
-    /// # Errors
-    ///
-    /// `EBUSY`, `ENOSPC`, `EINVAL`, `ENOMEM`
-    pub(crate) fn claim(
-        self: &Arc<Self>,
-        index: u32,
-        place: Place<'_>,
-        terms: Terms,
-    ) -> Result<(Reservation, KVec<Range>, Option<Arc<PageMap>>)> {
-        let region = self.regions.get(index as usize).ok_or(EINVAL)?;
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        let owner = inner.next_owner;
-        let taken = inner.taken.get_mut(index as usize).ok_or(EINVAL)?;
-        taken.purge(region);
-
-        let mut ranges = KVec::new();
-        match place {
-            Place::Fixed(wanted) => ranges.extend_from_slice(wanted, GFP_KERNEL_ACCOUNT)?,
-            Place::Any(len) => {
-                let space = Space {
-                    claims: &taken.claims,
-                    reserved: &[],
-                    len: region.physical.len(),
-                    phys_base: region.physical.start(),
-                };
-                // Whole pages of that size have to fit, or the largest that do.
-                let exact = [terms.pages.unwrap_or(PageOrder::Page4K)];
-                let preference = match terms.pages {
-                    Some(_) => &exact[..],
-                    None => alloc::preferences(len),
-                };
-                let start = alloc::find(&space, len, preference).map_err(errno)?;
-                ranges.push(Range::new(start, len).map_err(errno)?, GFP_KERNEL_ACCOUNT)?;
-            }
-        }
-        if let Some(pages) = terms.pages {
-            let whole = |range: &Range| {
-                let start = region.physical.start().wrapping_add(range.start());
-                pages.is_aligned(start | range.len())
-            };
-            if !ranges.iter().all(whole) {
-                return Err(EINVAL);
-            }
-        }
-
-        let mut starts = KVec::with_capacity(ranges.len(), GFP_KERNEL_ACCOUNT)?;
-        for range in ranges.iter() {
-            starts.push(range.start(), GFP_KERNEL_ACCOUNT)?;
-        }
-        taken.claims.reserve(ranges.len(), GFP_KERNEL_ACCOUNT)?;
-        // Room for the way out, which must not fail: at most one entry for each claim.
-        let most = taken.claims.len().saturating_add(ranges.len());
-        let spare = most.saturating_sub(taken.draining.len());
-        taken.draining.reserve(spare, GFP_KERNEL_ACCOUNT)?;
-        for range in ranges.iter() {
-            alloc::check_fixed(&taken.claims, &[], &terms.claim(*range, owner)).map_err(errno)?;
-            if terms.fresh && !alloc::is_free(&taken.claims, *range) {
-                return Err(EBUSY);
-            }
-        }
-        if terms.cache == Cache::WriteCombining && !taken.any(Backing::Page) {
-            // Struct pages reserve the uncached mode for the whole region.
-            taken.map = None;
-        }
-        let map = match terms.pages {
-            Some(order) => Some(self.map_for(taken, region, order)?),
-            None => None,
-        };
-        for range in ranges.iter() {
-            let claim = terms.claim(*range, owner);
-            let at = alloc::insertion_point(&taken.claims, &claim);
-            taken
-                .claims
-                .insert_within_capacity(at, claim)
-                .map_err(|_| ENOMEM)?;
-        }
-        taken.buffers = taken.buffers.saturating_add(1);
-        inner.next_owner = owner.saturating_add(1);
-        drop(guard);
-        Ok((
-            Reservation {
-                provider: self.clone(),
-                index,
-                owner,
-                starts,
-            },
-            ranges,
-            map,
-        ))
-    }
-
-    /// Counts a buffer of region `index` whose bytes come from a pool, which keeps its own books.
-    pub(crate) fn count(self: &Arc<Self>, index: u32) -> Reservation {
-        if let Some(taken) = self.inner.lock().taken.get_mut(index as usize) {
-            taken.buffers = taken.buffers.saturating_add(1);
-        }
-        Reservation {
-            provider: self.clone(),
-            index,
-            owner: 0,
-            starts: KVec::new(),
-        }
-    }
-
-    /// Bytes of region `index` that an exclusive export can still take.
-    pub(crate) fn free_bytes(&self, index: usize) -> u64 {
-        let Some(region) = self.regions.get(index) else {
-            return 0;
-        };
-        if region.facts.pool {
-            return self.function.free_p2pmem();
-        }
-        let mut inner = self.inner.lock();
-        let Some(taken) = inner.taken.get_mut(index) else {
-            return 0;
-        };
-        taken.purge(region);
-        Space {
-            claims: &taken.claims,
-            reserved: &[],
-            len: region.physical.len(),
-            phys_base: region.physical.start(),
-        }
-        .free_bytes()
-    }
-
-    /// Live buffers of region `index`.
-    pub(crate) fn buffers_of(&self, index: usize) -> u32 {
-        self.inner
-            .lock()
-            .taken
-            .get(index)
-            .map_or(0, |taken| taken.buffers)
-    }
-
     /// Chooses the offsets of the node at which a buffer of `size` bytes is mapped.
     ///
     /// # Errors
@@ -583,220 +374,11 @@ impl Provider {
         // Struct pages go before the BARs that they describe.
         for index in 0..self.regions.len() {
             let map = match self.inner.lock().taken.get_mut(index) {
-                Some(taken) => taken.map.take(),
+                Some(taken) => taken.take_map(),
                 None => None,
             };
             drop(map);
         }
         drop(hardware);
-    }
-}
-
-impl Region {
-    fn new(
-        index: u32,
-        bar: &crate::ext::pci::BarFacts,
-        stretch: Range,
-        pages: bool,
-    ) -> Result<Self> {
-        let start = bar.start.checked_add(stretch.start()).ok_or(EINVAL)?;
-        let physical = Range::new(start, stretch.len()).map_err(errno)?;
-        // The kernel adds memory in units of 2 MiB.
-        let page_order = order::backing_order(start, stretch.len())
-            .filter(|order| pages && *order >= PageOrder::Pmd && vma::has_leaf(PageOrder::Pmd))
-            .map(|order| {
-                if vma::has_leaf(order) {
-                    order
-                } else {
-                    PageOrder::Pmd
-                }
-            });
-        Ok(Self {
-            bar: index,
-            offset: stretch.start(),
-            physical,
-            facts: export::Region {
-                memory_only: false,
-                prefetchable: bar.prefetchable,
-                pool: false,
-                page_order,
-                max_order: largest(physical),
-            },
-        })
-    }
-}
-
-/// The largest leaf that fits into memory and that this machine has.
-fn largest(physical: Range) -> PageOrder {
-    let mut order =
-        order::region_max_order(physical.start(), physical.len()).unwrap_or(PageOrder::Page4K);
-    while !vma::has_leaf(order) {
-        match order.smaller() {
-            Some(smaller) => order = smaller,
-            None => break,
-        }
-    }
-    order
-}
-
-impl Taken {
-    /// Whether a claim has this backing.
-    fn any(&self, backing: Backing) -> bool {
-        self.claims.iter().any(|claim| claim.backing == backing)
-    }
-
-    /// Drops the claims of owners that are gone and whose pages nobody holds any more.
-    fn purge(&mut self, region: &Region) {
-        let (claims, map) = (&mut self.claims, &self.map);
-        self.draining.retain(|claim| {
-            let busy = in_use(map, region, claim.range);
-            if !busy {
-                forget(claims, claim);
-            }
-            busy
-        });
-    }
-
-    /// The owner of `claim` has gone.
-    fn release(&mut self, region: &Region, claim: Claim) {
-        // `Provider::claim` has made room.
-        if !in_use(&self.map, region, claim.range)
-            || self.draining.push_within_capacity(claim).is_err()
-        {
-            forget(&mut self.claims, &claim);
-        }
-    }
-}
-
-fn forget(claims: &mut KVec<Claim>, claim: &Claim) {
-    if let Some(index) = alloc::index_of(claims, claim.range.start(), claim.owner) {
-        let _ = claims.remove(index);
-    }
-}
-
-fn in_use(map: &Option<Arc<PageMap>>, region: &Region, range: Range) -> bool {
-    let start = region.physical.start().wrapping_add(range.start());
-    map.as_ref().is_some_and(|map| {
-        Range::new(start, range.len()).is_ok_and(|physical| map.in_use(physical))
-    })
-}
-
-/// Where a new buffer should lie.
-pub(crate) enum Place<'a> {
-    /// Exactly there.
-    Fixed(&'a [Range]),
-    /// So many bytes, anywhere.
-    Any(u64),
-}
-
-/// What a new buffer's claims say besides where.
-#[derive(Clone, Copy)]
-pub(crate) struct Terms {
-    /// Others that say the same may have them too.
-    pub(crate) shared: bool,
-    /// Nobody may have them yet, because they are going to be overwritten.
-    pub(crate) fresh: bool,
-    /// The cache mode.
-    pub(crate) cache: Cache,
-    /// The size of struct pages; `None` without.
-    pub(crate) pages: Option<PageOrder>,
-}
-
-impl Terms {
-    fn claim(&self, range: Range, owner: u64) -> Claim {
-        Claim {
-            range,
-            owner,
-            shared: self.shared,
-            cache: self.cache,
-            backing: match self.pages {
-                Some(_) => Backing::Page,
-                None => Backing::Pfn,
-            },
-        }
-    }
-}
-
-/// Bytes that nobody else gets while this exists, and until nobody holds their pages any more.
-pub(crate) struct Reservation {
-    provider: Arc<Provider>,
-    index: u32,
-    owner: u64,
-    /// Where the claims begin; empty for pools.
-    starts: KVec<u64>,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let Some(region) = self.provider.regions.get(self.index as usize) else {
-            return;
-        };
-        let mut inner = self.provider.inner.lock();
-        let Some(taken) = inner.taken.get_mut(self.index as usize) else {
-            return;
-        };
-        taken.buffers = taken.buffers.saturating_sub(1);
-        if self.provider.gate.is_closed() {
-            // Nothing is exported any more, and the claims of many buffers take long to sort out.
-            return;
-        }
-        for start in self.starts.iter() {
-            let index = alloc::index_of(&taken.claims, *start, self.owner);
-            if let Some(claim) = index.and_then(|index| taken.claims.get(index)).copied() {
-                taken.release(region, claim);
-            }
-        }
-    }
-}
-
-/// All providers.
-#[pin_data]
-pub(crate) struct Registry {
-    #[pin]
-    inner: Mutex<KVec<Arc<Provider>>>,
-}
-
-impl Registry {
-    /// An empty one.
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            inner <- new_mutex!(KVec::new()),
-        })
-    }
-
-    /// Adds a provider.
-    ///
-    /// # Errors
-    ///
-    /// `EEXIST` when its function is one already, `ENOMEM`.
-    pub(crate) fn add(&self, provider: &Arc<Provider>) -> Result {
-        let mut list = self.inner.lock();
-        if list
-            .iter()
-            .any(|other| other.function.is(&provider.function))
-        {
-            return Err(EEXIST);
-        }
-        Ok(list.push(provider.clone(), GFP_KERNEL)?)
-    }
-
-    /// Removes a provider.
-    pub(crate) fn remove(&self, provider: &Provider) {
-        self.inner
-            .lock()
-            .retain(|other| !core::ptr::eq(&**other, provider));
-    }
-
-    /// Whether the function at `address` is a provider.
-    pub(crate) fn has(&self, address: Address) -> bool {
-        self.inner
-            .lock()
-            .iter()
-            .any(|provider| provider.function.address() == address)
-    }
-
-    /// The provider number `index`.
-    pub(crate) fn get(&self, index: usize) -> Option<Arc<Provider>> {
-        self.inner.lock().get(index).cloned()
     }
 }

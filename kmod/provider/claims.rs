@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Claims: which bytes of a region somebody has, and from when on somebody else can have them.
+
+use super::{
+    Provider,
+    Region, //
+};
+use crate::{
+    copy::errno,
+    ext::pagemap::PageMap,
+    pure::{
+        alloc::{
+            self,
+            Claim,
+            Space, //
+        },
+        mode::{
+            Backing,
+            Cache, //
+        },
+        order::PageOrder,
+        range::Range, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// What is taken of a region.
+pub(super) struct Taken {
+    /// Sorted by start.
+    claims: KVec<Claim>,
+    /// Those of the claims whose owners are gone, but on whose pages somebody still holds a
+    /// reference.
+    draining: KVec<Claim>,
+    /// Live buffers of the region.
+    buffers: u32,
+    /// Its struct pages, once there are any; held until the provider retires.
+    map: Option<Arc<PageMap>>,
+}
+
+impl Provider {
+    /// The struct pages of a region, made now if there are none of that size.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when page-backed buffers, or pins on their pages, of another size exist, or buffers
+    /// with write combining: struct pages reserve the uncached mode for the whole region.
+    fn map_for(
+        &self,
+        taken: &mut Taken,
+        region: &Region,
+        order: PageOrder,
+    ) -> Result<Arc<PageMap>> {
+        if let Some(map) = &taken.map {
+            if map.order() == order {
+                return Ok(map.clone());
+            }
+            if taken.any(Backing::Page) {
+                return Err(EBUSY);
+            }
+        }
+        if taken
+            .claims
+            .iter()
+            .any(|claim| claim.cache == Cache::WriteCombining)
+        {
+            return Err(EBUSY);
+        }
+        // The old map goes first: two at the same addresses are not possible.
+        taken.map = None;
+        let layout = self.layout.ok_or(EOPNOTSUPP)?;
+        let map = PageMap::new(layout, &self.function, region.bar, region.physical, order)?;
+        taken.map = Some(map.clone());
+        Ok(map)
+    }
+
+    /// Claims bytes of region `index` for a new owner: `ranges`, or `len` bytes wherever there is
+    /// room.
+    ///
+    /// With page backing of size `pages`, the region's struct pages come along.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`, `ENOSPC`, `EINVAL`, `ENOMEM`
+    pub(crate) fn claim(
+        self: &Arc<Self>,
+        index: u32,
+        place: Place<'_>,
+        terms: Terms,
+    ) -> Result<(Reservation, KVec<Range>, Option<Arc<PageMap>>)> {
+        let region = self.regions.get(index as usize).ok_or(EINVAL)?;
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let owner = inner.next_owner;
+        let taken = inner.taken.get_mut(index as usize).ok_or(EINVAL)?;
+        taken.purge(region);
+
+        let mut ranges = KVec::new();
+        match place {
+            Place::Fixed(wanted) => ranges.extend_from_slice(wanted, GFP_KERNEL_ACCOUNT)?,
+            Place::Any(len) => {
+                let space = Space {
+                    claims: &taken.claims,
+                    reserved: &[],
+                    len: region.physical.len(),
+                    phys_base: region.physical.start(),
+                };
+                // Whole pages of that size have to fit, or the largest that do.
+                let exact = [terms.pages.unwrap_or(PageOrder::Page4K)];
+                let preference = match terms.pages {
+                    Some(_) => &exact[..],
+                    None => alloc::preferences(len),
+                };
+                let start = alloc::find(&space, len, preference).map_err(errno)?;
+                ranges.push(Range::new(start, len).map_err(errno)?, GFP_KERNEL_ACCOUNT)?;
+            }
+        }
+        if let Some(pages) = terms.pages {
+            let whole = |range: &Range| {
+                let start = region.physical.start().wrapping_add(range.start());
+                pages.is_aligned(start | range.len())
+            };
+            if !ranges.iter().all(whole) {
+                return Err(EINVAL);
+            }
+        }
+
+        let mut starts = KVec::with_capacity(ranges.len(), GFP_KERNEL_ACCOUNT)?;
+        for range in ranges.iter() {
+            starts.push(range.start(), GFP_KERNEL_ACCOUNT)?;
+        }
+        taken.claims.reserve(ranges.len(), GFP_KERNEL_ACCOUNT)?;
+        // Room for the way out, which must not fail: at most one entry for each claim.
+        let most = taken.claims.len().saturating_add(ranges.len());
+        let spare = most.saturating_sub(taken.draining.len());
+        taken.draining.reserve(spare, GFP_KERNEL_ACCOUNT)?;
+        for range in ranges.iter() {
+            alloc::check_fixed(&taken.claims, &[], &terms.claim(*range, owner)).map_err(errno)?;
+            if terms.fresh && !alloc::is_free(&taken.claims, *range) {
+                return Err(EBUSY);
+            }
+        }
+        if terms.cache == Cache::WriteCombining && !taken.any(Backing::Page) {
+            // Struct pages reserve the uncached mode for the whole region.
+            taken.map = None;
+        }
+        let map = match terms.pages {
+            Some(order) => Some(self.map_for(taken, region, order)?),
+            None => None,
+        };
+        for range in ranges.iter() {
+            let claim = terms.claim(*range, owner);
+            let at = alloc::insertion_point(&taken.claims, &claim);
+            taken
+                .claims
+                .insert_within_capacity(at, claim)
+                .map_err(|_| ENOMEM)?;
+        }
+        taken.buffers = taken.buffers.saturating_add(1);
+        inner.next_owner = owner.saturating_add(1);
+        drop(guard);
+        Ok((
+            Reservation {
+                provider: self.clone(),
+                index,
+                owner,
+                starts,
+            },
+            ranges,
+            map,
+        ))
+    }
+
+    /// Counts a buffer of region `index` whose bytes come from a pool, which keeps its own books.
+    pub(crate) fn count(self: &Arc<Self>, index: u32) -> Reservation {
+        if let Some(taken) = self.inner.lock().taken.get_mut(index as usize) {
+            taken.buffers = taken.buffers.saturating_add(1);
+        }
+        Reservation {
+            provider: self.clone(),
+            index,
+            owner: 0,
+            starts: KVec::new(),
+        }
+    }
+
+    /// Bytes of region `index` that an exclusive export can still take.
+    pub(crate) fn free_bytes(&self, index: usize) -> u64 {
+        let Some(region) = self.regions.get(index) else {
+            return 0;
+        };
+        if region.facts.pool {
+            return self.function.free_p2pmem();
+        }
+        let mut inner = self.inner.lock();
+        let Some(taken) = inner.taken.get_mut(index) else {
+            return 0;
+        };
+        taken.purge(region);
+        Space {
+            claims: &taken.claims,
+            reserved: &[],
+            len: region.physical.len(),
+            phys_base: region.physical.start(),
+        }
+        .free_bytes()
+    }
+
+    /// Live buffers of region `index`.
+    pub(crate) fn buffers_of(&self, index: usize) -> u32 {
+        self.inner
+            .lock()
+            .taken
+            .get(index)
+            .map_or(0, |taken| taken.buffers)
+    }
+}
+
+impl Taken {
+    /// Nothing is taken yet.
+    pub(super) fn nothing() -> Self {
+        Self {
+            claims: KVec::new(),
+            draining: KVec::new(),
+            buffers: 0,
+            map: None,
+        }
+    }
+
+    /// The struct pages, which go when this is dropped.
+    pub(super) fn take_map(&mut self) -> Option<Arc<PageMap>> {
+        self.map.take()
+    }
+
+    /// Whether a claim has this backing.
+    fn any(&self, backing: Backing) -> bool {
+        self.claims.iter().any(|claim| claim.backing == backing)
+    }
+
+    /// Drops the claims of owners that are gone and whose pages nobody holds any more.
+    fn purge(&mut self, region: &Region) {
+        let (claims, map) = (&mut self.claims, &self.map);
+        self.draining.retain(|claim| {
+            let busy = in_use(map, region, claim.range);
+            if !busy {
+                forget(claims, claim);
+            }
+            busy
+        });
+    }
+
+    /// The owner of `claim` has gone.
+    fn release(&mut self, region: &Region, claim: Claim) {
+        // `Provider::claim` has made room.
+        if !in_use(&self.map, region, claim.range)
+            || self.draining.push_within_capacity(claim).is_err()
+        {
+            forget(&mut self.claims, &claim);
+        }
+    }
+}
+
+fn forget(claims: &mut KVec<Claim>, claim: &Claim) {
+    if let Some(index) = alloc::index_of(claims, claim.range.start(), claim.owner) {
+        let _ = claims.remove(index);
+    }
+}
+
+fn in_use(map: &Option<Arc<PageMap>>, region: &Region, range: Range) -> bool {
+    let start = region.physical.start().wrapping_add(range.start());
+    map.as_ref().is_some_and(|map| {
+        Range::new(start, range.len()).is_ok_and(|physical| map.in_use(physical))
+    })
+}
+
+/// Where a new buffer should lie.
+pub(crate) enum Place<'a> {
+    /// Exactly there.
+    Fixed(&'a [Range]),
+    /// So many bytes, anywhere.
+    Any(u64),
+}
+
+/// What a new buffer's claims say besides where.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    /// Others that say the same may have them too.
+    pub(crate) shared: bool,
+    /// Nobody may have them yet, because they are going to be overwritten.
+    pub(crate) fresh: bool,
+    /// The cache mode.
+    pub(crate) cache: Cache,
+    /// The size of struct pages; `None` without.
+    pub(crate) pages: Option<PageOrder>,
+}
+
+impl Terms {
+    fn claim(&self, range: Range, owner: u64) -> Claim {
+        Claim {
+            range,
+            owner,
+            shared: self.shared,
+            cache: self.cache,
+            backing: match self.pages {
+                Some(_) => Backing::Page,
+                None => Backing::Pfn,
+            },
+        }
+    }
+}
+
+/// Bytes that nobody else gets while this exists, and until nobody holds their pages any more.
+pub(crate) struct Reservation {
+    provider: Arc<Provider>,
+    index: u32,
+    owner: u64,
+    /// Where the claims begin; empty for pools.
+    starts: KVec<u64>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let Some(region) = self.provider.regions.get(self.index as usize) else {
+            return;
+        };
+        let mut inner = self.provider.inner.lock();
+        let Some(taken) = inner.taken.get_mut(self.index as usize) else {
+            return;
+        };
+        taken.buffers = taken.buffers.saturating_sub(1);
+        if self.provider.gate.is_closed() {
+            // Nothing is exported any more, and the claims of many buffers take long to sort out.
+            return;
+        }
+        for start in self.starts.iter() {
+            let index = alloc::index_of(&taken.claims, *start, self.owner);
+            if let Some(claim) = index.and_then(|index| taken.claims.get(index)).copied() {
+                taken.release(region, claim);
+            }
+        }
+    }
+}
