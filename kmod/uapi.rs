@@ -14,6 +14,10 @@ use crate::{
             Cache, //
         },
         order::PageOrder,
+        route::{
+            self,
+            Reason, //
+        },
         state::State, //
     },
 };
@@ -38,6 +42,8 @@ pub(crate) const EXPORT: u32 = _IO(MAGIC, 0x01);
 pub(crate) const QUERY: u32 = _IO(MAGIC, 0x02);
 /// `BARBUF_REVOKE`
 pub(crate) const REVOKE: u32 = _IO(MAGIC, 0x03);
+/// `BARBUF_ROUTE`
+pub(crate) const ROUTE: u32 = _IO(MAGIC, 0x04);
 /// `BARBUF_ADOPT`
 pub(crate) const ADOPT: u32 = _IO(MAGIC, 0x10);
 /// `BARBUF_RELEASE`
@@ -56,6 +62,25 @@ pub(crate) const REGION_MEMORY_ONLY: u32 = 1 << 0;
 pub(crate) const REGION_PREFETCHABLE: u32 = 1 << 1;
 /// `BARBUF_REGION_POOL`
 pub(crate) const REGION_POOL: u32 = 1 << 2;
+
+/// `BARBUF_ATTACHMENT_PEER2PEER`
+pub(crate) const ATTACHMENT_PEER2PEER: u32 = 1 << 0;
+/// `BARBUF_ATTACHMENT_REVOCABLE`
+pub(crate) const ATTACHMENT_REVOCABLE: u32 = 1 << 1;
+/// `BARBUF_ATTACHMENT_PINNED`
+pub(crate) const ATTACHMENT_PINNED: u32 = 1 << 2;
+/// `BARBUF_ATTACHMENT_MAPPED`
+pub(crate) const ATTACHMENT_MAPPED: u32 = 1 << 3;
+
+/// `BARBUF_QUERY_HELD`
+pub(crate) const QUERY_HELD: u32 = 1 << 0;
+/// `BARBUF_QUERY_VMAPPED`
+pub(crate) const QUERY_VMAPPED: u32 = 1 << 1;
+
+/// `BARBUF_ROUTE_IOMMU`
+pub(crate) const ROUTE_IOMMU: u32 = 1 << 0;
+/// `BARBUF_ROUTE_DMA_MASK_KNOWN`
+pub(crate) const ROUTE_DMA_MASK_KNOWN: u32 = 1 << 1;
 
 /// Declares the structs of the header, with the table that [`write_abi`] prints.
 macro_rules! structs {
@@ -86,6 +111,7 @@ macro_rules! structs {
                 ("BARBUF_EXPORT", EXPORT),
                 ("BARBUF_QUERY", QUERY),
                 ("BARBUF_REVOKE", REVOKE),
+                ("BARBUF_ROUTE", ROUTE),
                 ("BARBUF_ADOPT", ADOPT),
                 ("BARBUF_RELEASE", RELEASE),
             ] {
@@ -101,6 +127,14 @@ macro_rules! structs {
                 ("BARBUF_REGION_MEMORY_ONLY", u64::from(REGION_MEMORY_ONLY)),
                 ("BARBUF_REGION_PREFETCHABLE", u64::from(REGION_PREFETCHABLE)),
                 ("BARBUF_REGION_POOL", u64::from(REGION_POOL)),
+                ("BARBUF_ATTACHMENT_PEER2PEER", u64::from(ATTACHMENT_PEER2PEER)),
+                ("BARBUF_ATTACHMENT_REVOCABLE", u64::from(ATTACHMENT_REVOCABLE)),
+                ("BARBUF_ATTACHMENT_PINNED", u64::from(ATTACHMENT_PINNED)),
+                ("BARBUF_ATTACHMENT_MAPPED", u64::from(ATTACHMENT_MAPPED)),
+                ("BARBUF_QUERY_HELD", u64::from(QUERY_HELD)),
+                ("BARBUF_QUERY_VMAPPED", u64::from(QUERY_VMAPPED)),
+                ("BARBUF_ROUTE_IOMMU", u64::from(ROUTE_IOMMU)),
+                ("BARBUF_ROUTE_DMA_MASK_KNOWN", u64::from(ROUTE_DMA_MASK_KNOWN)),
                 ("BARBUF_IOC_MAGIC", u64::from(MAGIC)),
             ] {
                 writeln!(f, "const {name} {value:#x}")?;
@@ -114,7 +148,7 @@ macro_rules! structs {
 }
 
 /// The values that have types of their own in the module.
-const MODES: [(&str, u32); 17] = [
+const MODES: [(&str, u32); 27] = [
     ("BARBUF_KIND_BOUND", Kind::Bound as u32),
     ("BARBUF_KIND_ADOPTED", Kind::Adopted as u32),
     ("BARBUF_KIND_REGISTERED", Kind::Registered as u32),
@@ -135,6 +169,19 @@ const MODES: [(&str, u32); 17] = [
         "BARBUF_EXPORT_REVOKE_ON_CLOSE",
         Flags::REVOKE_ON_CLOSE.bits(),
     ),
+    ("BARBUF_EXPORT_STATIC_IMPORT", Flags::STATIC_IMPORT.bits()),
+    ("BARBUF_ROUTE_NONE", route::Kind::None.to_uapi()),
+    ("BARBUF_ROUTE_SWITCH", route::Kind::Switch.to_uapi()),
+    (
+        "BARBUF_ROUTE_HOST_BRIDGE",
+        route::Kind::HostBridge.to_uapi(),
+    ),
+    ("BARBUF_REASON_NONE", Reason::None.to_uapi()),
+    ("BARBUF_REASON_NO_DEVICE", Reason::NoDevice.to_uapi()),
+    ("BARBUF_REASON_HOST_BRIDGE", Reason::HostBridge.to_uapi()),
+    ("BARBUF_REASON_ACS_REDIRECT", Reason::AcsRedirect.to_uapi()),
+    ("BARBUF_REASON_DMA_MASK", Reason::DmaMask.to_uapi()),
+    ("BARBUF_REASON_NO_P2PDMA", Reason::NoP2pdma.to_uapi()),
 ];
 
 const fn size_of_member<S, M>(_: fn(&S) -> M) -> usize {
@@ -227,6 +274,33 @@ structs! {
         reserved: u32,
         ranges: u64,
         out_name: [u8; NAME_LEN],
+        nr_attachments: u32,
+        attachment_stride: u32,
+        attachments: u64,
+        out_flags: u32,
+        reserved2: u32,
+    }
+    /// A device that is attached to a buffer; an element of the array in [`Query`].
+    AttachmentInfo = "barbuf_attachment_info", min mapped_bytes {
+        name: [u8; NAME_LEN],
+        flags: u32,
+        route: u32,
+        nr_maps: u32,
+        nr_pins: u32,
+        mapped_bytes: u64,
+    }
+    /// `BARBUF_ROUTE`
+    Route = "barbuf_route", min out_dma_mask {
+        size: u32,
+        flags: u32,
+        fd: i32,
+        region: u32,
+        name: [u8; NAME_LEN],
+        out_kind: u32,
+        out_reason: u32,
+        out_distance: u32,
+        out_flags: u32,
+        out_dma_mask: u64,
     }
     /// `BARBUF_REVOKE`
     Revoke = "barbuf_revoke", min reserved {

@@ -38,7 +38,14 @@ impl Flags {
     /// Revoke when the node's file that exported it is closed.
     pub const REVOKE_ON_CLOSE: Flags = Flags(1 << 3);
 
-    const ALL: u32 = Self::ANY.0 | Self::SHARED.0 | Self::ZERO.0 | Self::REVOKE_ON_CLOSE.0;
+    /// Let in importers that cannot be told to stop.
+    pub const STATIC_IMPORT: Flags = Flags(1 << 4);
+
+    const ALL: u32 = Self::ANY.0
+        | Self::SHARED.0
+        | Self::ZERO.0
+        | Self::REVOKE_ON_CLOSE.0
+        | Self::STATIC_IMPORT.0;
 
     /// The flags in `bits`; `EINVAL` when one of them has no meaning.
     pub const fn from_bits(bits: u32) -> Result<Self> {

@@ -36,5 +36,6 @@ pub mod order;
 pub mod order_kunit;
 pub mod pagemap;
 pub mod range;
+pub mod route;
 pub mod size_first;
 pub mod state;

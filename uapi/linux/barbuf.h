@@ -16,8 +16,8 @@
  *
  * ``/dev/barbuf/<domain:bus:dev.fn>`` stands for one provider, a PCI function
  * whose memory can be exported. It is created 0600 root; who may open it may
- * export and revoke. It answers BARBUF_INFO, BARBUF_EXPORT, BARBUF_QUERY and
- * BARBUF_REVOKE, and mmap() at the cookie of a buffer.
+ * export and revoke. It answers BARBUF_INFO, BARBUF_EXPORT, BARBUF_QUERY,
+ * BARBUF_REVOKE and BARBUF_ROUTE, and mmap() at the cookie of a buffer.
  *
  * ``/dev/barbuf/control`` belongs to the module. It is created 0666, because
  * whoever was handed a buffer's file descriptor may ask what it is: it answers
@@ -70,6 +70,10 @@
  *                         registers, CAP_SYS_ADMIN to adopt), or the kernel
  *                         is locked down
  * EACCES                  the access asked for is not granted by the buffer
+ * ERANGE                  an importing device cannot form the addresses: its
+ *                         DMA mask is below them
+ * EREMOTEIO               an importing device has no route to the memory;
+ *                         BARBUF_ROUTE tells why
  * ENOMEM                  out of memory
  * EINTR                   a fatal signal ended a long operation; nothing
  *                         was exported
@@ -240,6 +244,12 @@ struct barbuf_range {
 #define BARBUF_EXPORT_ZERO (1u << 2)
 /* Revoke when the node's file that exported it is closed. */
 #define BARBUF_EXPORT_REVOKE_ON_CLOSE (1u << 3)
+/*
+ * Let in importers that cannot be told to stop: devices that attach without
+ * peer-to-peer support or without invalidation, and vmap() by the CPU. The
+ * price: revoking, and so unbinding the provider, waits until they let go.
+ */
+#define BARBUF_EXPORT_STATIC_IMPORT (1u << 4)
 
 /**
  * struct barbuf_export - ioctl(BARBUF_EXPORT)
@@ -293,6 +303,76 @@ struct barbuf_export {
 };
 
 /**
+ * enum barbuf_route_kind - how a device reaches a provider's memory
+ * @BARBUF_ROUTE_NONE: not at all
+ * @BARBUF_ROUTE_SWITCH: by bus addresses, through a PCIe switch above both, or
+ *	as functions of one device
+ * @BARBUF_ROUTE_HOST_BRIDGE: through the host bridge
+ */
+enum barbuf_route_kind {
+	BARBUF_ROUTE_NONE = 0,
+	BARBUF_ROUTE_SWITCH = 1,
+	BARBUF_ROUTE_HOST_BRIDGE = 2
+};
+
+/**
+ * enum barbuf_reason - why a device cannot be an importer
+ * @BARBUF_REASON_NONE: it can
+ * @BARBUF_REASON_NO_DEVICE: there is no such PCI function
+ * @BARBUF_REASON_HOST_BRIDGE: the way leads through a host bridge of which the
+ *	kernel does not know that it forwards between its ports
+ * @BARBUF_REASON_ACS_REDIRECT: a switch is above both, but the ACS settings of
+ *	a port on the way send requests up to such a host bridge
+ * @BARBUF_REASON_DMA_MASK: the device cannot form the addresses: its driver has
+ *	set a DMA mask below them
+ * @BARBUF_REASON_NO_P2PDMA: the kernel offers no peer-to-peer DMA for the
+ *	provider
+ */
+enum barbuf_reason {
+	BARBUF_REASON_NONE = 0,
+	BARBUF_REASON_NO_DEVICE = 1,
+	BARBUF_REASON_HOST_BRIDGE = 2,
+	BARBUF_REASON_ACS_REDIRECT = 3,
+	BARBUF_REASON_DMA_MASK = 4,
+	BARBUF_REASON_NO_P2PDMA = 5
+};
+
+/* barbuf_attachment_info.flags */
+/* The importer says that it can address memory of other devices. */
+#define BARBUF_ATTACHMENT_PEER2PEER (1u << 0)
+/* The importer can be told to stop: revoking does not wait for its detach. */
+#define BARBUF_ATTACHMENT_REVOCABLE (1u << 1)
+/* The importer has pinned the buffer. */
+#define BARBUF_ATTACHMENT_PINNED (1u << 2)
+/* The importer has DMA addresses of the buffer. */
+#define BARBUF_ATTACHMENT_MAPPED (1u << 3)
+
+/**
+ * struct barbuf_attachment_info - a device that is attached to a buffer
+ * @name: the kernel's name of the device, of a PCI function ``0000:03:00.0``,
+ *	NUL-padded, cut if it is longer
+ * @flags: BARBUF_ATTACHMENT_*
+ * @route: enum barbuf_route_kind, as it was at attach
+ * @nr_maps: mappings that the importer has now
+ * @nr_pins: pins that it has now
+ * @mapped_bytes: bytes that those mappings cover, counted once for each
+ */
+struct barbuf_attachment_info {
+	__u8 name[BARBUF_NAME_LEN];
+	__u32 flags;
+	__u32 route;
+	__u32 nr_maps;
+	__u32 nr_pins;
+	__aligned_u64 mapped_bytes;
+};
+
+/* barbuf_query.out_flags */
+/* Somebody is attached, or has a vmap(), for whom revoking waits. */
+#define BARBUF_QUERY_HELD (1u << 0)
+/* The kernel's CPU mapping, vmap(), is in use. */
+#define BARBUF_QUERY_VMAPPED (1u << 1)
+
+/**
  * struct barbuf_query - ioctl(BARBUF_QUERY)
  * @size: sizeof(struct barbuf_query)
  * @flags: must be 0
@@ -325,6 +405,15 @@ struct barbuf_export {
  * @ranges: pointer to an array of struct barbuf_range, may be 0 if @nr_ranges
  *	is 0
  * @out_name: the provider's name
+ * @nr_attachments: on entry the number of elements that @attachments has room
+ *	for; on return the number of attachments, which may be larger
+ * @attachment_stride: sizeof(struct barbuf_attachment_info) as the caller knows
+ *	it, a multiple of 8 that is not below its first published size. The
+ *	kernel fills each element up to that size, with zeros where it knows less
+ * @attachments: pointer to an array of struct barbuf_attachment_info, may be 0
+ *	if @nr_attachments is 0
+ * @out_flags: BARBUF_QUERY_*
+ * @reserved2: must be 0
  *
  * Tells what a dma-buf of barbuf's is. Every node; no privilege beyond holding
  * the file descriptor. A provider's node answers for its own buffers only.
@@ -356,6 +445,11 @@ struct barbuf_query {
 	__u32 reserved;
 	__aligned_u64 ranges;
 	__u8 out_name[BARBUF_NAME_LEN];
+	__u32 nr_attachments;
+	__u32 attachment_stride;
+	__aligned_u64 attachments;
+	__u32 out_flags;
+	__u32 reserved2;
 };
 
 /**
@@ -367,15 +461,57 @@ struct barbuf_query {
  *
  * Takes a buffer back for good. On return no CPU and no device reaches its
  * bytes any more: the next touch of a mapping is SIGBUS (BUS_ADRERR), mmap()
- * and attaching fail with ENODEV, the eventfd has been signalled. File I/O
- * that holds pins on its pages is let finish; until then its bytes are not
- * exported again. Provider nodes only.
+ * and attaching fail with ENODEV, the eventfd has been signalled. Importers are
+ * told to stop, and the call waits until they have; it waits for as long as an
+ * importer likes that BARBUF_EXPORT_STATIC_IMPORT has let in (its name is in
+ * the kernel log). File I/O that holds pins on its pages is let finish; until
+ * then its bytes are not exported again. Provider nodes only.
  */
 struct barbuf_revoke {
 	__u32 size;
 	__u32 flags;
 	__s32 fd;
 	__u32 reserved;
+};
+
+/* barbuf_route.out_flags */
+/* An IOMMU translates for the device, which sees one range of addresses. */
+#define BARBUF_ROUTE_IOMMU (1u << 0)
+/* A driver is bound to the device, so that out_dma_mask means something. */
+#define BARBUF_ROUTE_DMA_MASK_KNOWN (1u << 1)
+
+/**
+ * struct barbuf_route - ioctl(BARBUF_ROUTE)
+ * @size: sizeof(struct barbuf_route)
+ * @flags: must be 0
+ * @fd: file descriptor of a dma-buf of this provider, or -1 to ask for @region
+ * @region: index of the region if @fd is -1, else 0
+ * @name: the PCI function that would import, ``0000:04:00.0``, NUL-terminated
+ *	and NUL-padded
+ * @out_kind: enum barbuf_route_kind
+ * @out_reason: enum barbuf_reason; BARBUF_REASON_NONE if the device can import
+ * @out_distance: bridges and links between the two as the kernel counts them:
+ *	0 for the provider itself, 2 for another function of it, 4 through one
+ *	switch; 0 if there is no route
+ * @out_flags: BARBUF_ROUTE_*
+ * @out_dma_mask: highest address that the device can form, all ones if it is
+ *	not limited; without BARBUF_ROUTE_DMA_MASK_KNOWN the kernel's default
+ *
+ * Tells whether a device can read and write a provider's memory by DMA, and if
+ * not, why. Nothing is attached. A device whose route is good can still be
+ * refused: see BARBUF_EXPORT_STATIC_IMPORT. Provider nodes only.
+ */
+struct barbuf_route {
+	__u32 size;
+	__u32 flags;
+	__s32 fd;
+	__u32 region;
+	__u8 name[BARBUF_NAME_LEN];
+	__u32 out_kind;
+	__u32 out_reason;
+	__u32 out_distance;
+	__u32 out_flags;
+	__aligned_u64 out_dma_mask;
 };
 
 /**
@@ -406,6 +542,7 @@ struct barbuf_adopt {
 #define BARBUF_EXPORT _IO(BARBUF_IOC_MAGIC, 0x01)
 #define BARBUF_QUERY _IO(BARBUF_IOC_MAGIC, 0x02)
 #define BARBUF_REVOKE _IO(BARBUF_IOC_MAGIC, 0x03)
+#define BARBUF_ROUTE _IO(BARBUF_IOC_MAGIC, 0x04)
 #define BARBUF_ADOPT _IO(BARBUF_IOC_MAGIC, 0x10)
 #define BARBUF_RELEASE _IO(BARBUF_IOC_MAGIC, 0x11)
 

@@ -9,6 +9,7 @@ use barbuf_pure_tests::pure::{
     mode::{Backing, Cache},
     order::PageOrder,
     range::MAX_RANGES,
+    route::{Kind, Reason},
     state::State,
 };
 use proptest::prelude::*;
@@ -62,6 +63,34 @@ fn numbers_are_those_of_the_header() {
     assert_eq!(
         Flags::REVOKE_ON_CLOSE.bits(),
         header("BARBUF_EXPORT_REVOKE_ON_CLOSE")
+    );
+    assert_eq!(
+        Flags::STATIC_IMPORT.bits(),
+        header("BARBUF_EXPORT_STATIC_IMPORT")
+    );
+    assert_eq!(Kind::None.to_uapi(), header("BARBUF_ROUTE_NONE"));
+    assert_eq!(Kind::Switch.to_uapi(), header("BARBUF_ROUTE_SWITCH"));
+    assert_eq!(
+        Kind::HostBridge.to_uapi(),
+        header("BARBUF_ROUTE_HOST_BRIDGE")
+    );
+    assert_eq!(Reason::None.to_uapi(), header("BARBUF_REASON_NONE"));
+    assert_eq!(
+        Reason::NoDevice.to_uapi(),
+        header("BARBUF_REASON_NO_DEVICE")
+    );
+    assert_eq!(
+        Reason::HostBridge.to_uapi(),
+        header("BARBUF_REASON_HOST_BRIDGE")
+    );
+    assert_eq!(
+        Reason::AcsRedirect.to_uapi(),
+        header("BARBUF_REASON_ACS_REDIRECT")
+    );
+    assert_eq!(Reason::DmaMask.to_uapi(), header("BARBUF_REASON_DMA_MASK"));
+    assert_eq!(
+        Reason::NoP2pdma.to_uapi(),
+        header("BARBUF_REASON_NO_P2PDMA")
     );
     // A flag that the header has and the module does not know would be refused.
     let flags = HEADER
@@ -146,7 +175,7 @@ fn each_member_is_looked_at() {
     assert!(REQUEST.parse().is_ok());
     let wrong = [
         Request {
-            flags: 1 << 4,
+            flags: 1 << 5,
             ..REQUEST
         },
         Request {
@@ -219,7 +248,7 @@ fn each_member_is_looked_at() {
 #[test]
 fn members_keep_their_meaning() {
     let request = Request {
-        flags: 0b1111,
+        flags: 0b1_1111,
         backing: 1,
         cache: 1,
         open_flags: 0o2_000_000,
@@ -228,7 +257,7 @@ fn members_keep_their_meaning() {
         ..REQUEST
     };
     let expected = Export {
-        flags: Flags::from_bits(0b1111).unwrap(),
+        flags: Flags::from_bits(0b1_1111).unwrap(),
         backing: Backing::Page,
         cache: Cache::WriteCombining,
         open: OpenFlags {
@@ -393,7 +422,7 @@ proptest! {
     /// came.
     #[test]
     fn anything_at_all(
-        flags in prop_oneof![4 => 0u32..20, 1 => any::<u32>()],
+        flags in prop_oneof![4 => 0u32..40, 1 => any::<u32>()],
         backing in prop_oneof![4 => 0u32..3, 1 => any::<u32>()],
         cache in prop_oneof![4 => 0u32..3, 1 => any::<u32>()],
         open_flags in prop_oneof![
@@ -408,7 +437,7 @@ proptest! {
         let request =
             Request { flags, backing, cache, open_flags, eventfd, page_shift, nr_ranges, reserved };
         let any = flags & Flags::ANY.bits() != 0;
-        let sense = flags < 16
+        let sense = flags < 32
             && backing < 2
             && cache < 2
             && [0, 2, 0o2_000_000, 0o2_000_002].contains(&open_flags)

@@ -3,6 +3,8 @@
 //! The memory that arguments lie in: too short, longer than known, unreadable, unwritable; and no
 //! room for what a call returns.
 
+use std::mem::offset_of;
+
 use barbuf_sys::ioctl::{
     BARBUF_ADOPT, BARBUF_EXPORT, BARBUF_INFO, BARBUF_QUERY, BARBUF_RELEASE, BARBUF_REVOKE,
 };
@@ -16,6 +18,7 @@ pub(crate) const SUITE: Suite = Suite {
     name: "arguments",
     tests: &[
         test!(sizes_below_and_beyond_are_told_apart),
+        test!(an_older_query_gets_what_it_knows),
         test!(unreadable_arguments_are_efault),
         test!(unwritable_arguments_leak_nothing),
         test!(no_free_descriptor_leaks_nothing),
@@ -71,6 +74,15 @@ fn right_arguments(
     check(control, BARBUF_RELEASE, bytes(&adopt))
 }
 
+/// The length that a request's structure was first published with, of which `now` is the length
+/// today.
+fn first_published(request: u32, now: usize) -> usize {
+    match request {
+        BARBUF_QUERY => offset_of!(barbuf_query, nr_attachments),
+        _ => now,
+    }
+}
+
 /// R31, the part about lengths: too short is EINVAL, longer with zeros works, longer with more is
 /// E2BIG.
 fn sizes_below_and_beyond_are_told_apart(ctx: &Ctx) -> Result<()> {
@@ -112,7 +124,8 @@ fn sizes_below_and_beyond_are_told_apart(ctx: &Ctx) -> Result<()> {
                     answer.map(drop)
                 }
             };
-            for size in 0..right.len() {
+            let first = first_published(request, right.len());
+            for size in 0..first {
                 let answer = with_size(size, 0);
                 ensure!(
                     answer == Err(Errno::EINVAL),
@@ -152,7 +165,7 @@ fn sizes_below_and_beyond_are_told_apart(ctx: &Ctx) -> Result<()> {
             let sizes = if request == BARBUF_REVOKE {
                 vec![right.len() + 8]
             } else {
-                vec![right.len(), right.len() + 8, 4096]
+                vec![first, right.len(), right.len() + 8, 4096]
             };
             for size in sizes {
                 let answer = with_size(size, 0);
@@ -164,6 +177,44 @@ fn sizes_below_and_beyond_are_told_apart(ctx: &Ctx) -> Result<()> {
             Ok(())
         },
     )
+}
+
+/// A program that was built before QUERY grew: what it knows is filled in, nothing behind that is
+/// written, and a length in between is taken too.
+fn an_older_query_gets_what_it_knows(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffer = provider.node.export(&Export::any(2 * PAGE))?;
+    let first = offset_of!(barbuf_query, nr_attachments);
+    for size in first..size_of::<barbuf_query>() {
+        let mut query = barbuf_query {
+            size: size as u32,
+            fd: buffer.number(),
+            ..barbuf_query::new()
+        };
+        let bytes = std::ptr::from_mut(&mut query).cast::<u8>();
+        // SAFETY: Writes to members behind what the kernel may write to, which are integers.
+        unsafe {
+            bytes
+                .add(size)
+                .write_bytes(0xaa, size_of::<barbuf_query>() - size);
+        }
+        let answer = call(&provider.node, BARBUF_QUERY, &mut query);
+        ensure!(answer == Ok(()), "{size} bytes: {answer:?}");
+        ensure!(
+            query.out_size == 2 * PAGE,
+            "{size} bytes: {}",
+            query.out_size
+        );
+        // SAFETY: A structure without padding.
+        let tail = unsafe {
+            std::slice::from_raw_parts(bytes.add(size), size_of::<barbuf_query>() - size)
+        };
+        ensure!(
+            tail.iter().all(|byte| *byte == 0xaa),
+            "{size} bytes: the kernel wrote beyond"
+        );
+    }
+    Ok(())
 }
 
 /// Two pages of which the second has no access.

@@ -42,7 +42,7 @@ fn export_names_each_error(ctx: &Ctx) -> Result<()> {
         |count: u64| Export::ranges(&(0..count).map(|i| (i * PAGE, PAGE)).collect::<Vec<_>>());
     let page = || Export::any(PAGE);
     let invalid = [
-        ("an unknown flag", page().flag(1 << 4)),
+        ("an unknown flag", page().flag(1 << 5)),
         ("the highest flag", page().flag(1 << 31)),
         (
             "a region that does not exist",

@@ -276,7 +276,7 @@ fn write_structure(bench: &mut Bench, dice: &mut Dice) -> (bool, u32, usize) {
         }
         1..=5 => {
             let export = barbuf_export {
-                flags: [0, BARBUF_EXPORT_ANY, BARBUF_EXPORT_SHARED, 15][dice.below(4) as usize],
+                flags: [0, BARBUF_EXPORT_ANY, BARBUF_EXPORT_SHARED, 31][dice.below(4) as usize],
                 backing: dice.below(2) as u32,
                 cache: dice.below(2) as u32,
                 open_flags: [libc::O_RDWR, libc::O_RDONLY, libc::O_CLOEXEC][dice.below(3) as usize]

@@ -22,6 +22,9 @@ pub const BARBUF_EXPORT: u32 = io!(BARBUF_IOC_MAGIC, 0x01);
 pub const BARBUF_QUERY: u32 = io!(BARBUF_IOC_MAGIC, 0x02);
 /// Takes a buffer back; takes a [`barbuf_revoke`](crate::barbuf_revoke).
 pub const BARBUF_REVOKE: u32 = io!(BARBUF_IOC_MAGIC, 0x03);
+/// Asks whether a device reaches a provider's memory; takes a
+/// [`barbuf_route`](crate::barbuf_route).
+pub const BARBUF_ROUTE: u32 = io!(BARBUF_IOC_MAGIC, 0x04);
 /// Makes a function with p2pmem a provider, on the control node; takes a
 /// [`barbuf_adopt`](crate::barbuf_adopt).
 pub const BARBUF_ADOPT: u32 = io!(BARBUF_IOC_MAGIC, 0x10);
@@ -34,6 +37,7 @@ pub const REQUESTS: &[(&str, u32)] = &[
     ("BARBUF_EXPORT", BARBUF_EXPORT),
     ("BARBUF_QUERY", BARBUF_QUERY),
     ("BARBUF_REVOKE", BARBUF_REVOKE),
+    ("BARBUF_ROUTE", BARBUF_ROUTE),
     ("BARBUF_ADOPT", BARBUF_ADOPT),
     ("BARBUF_RELEASE", BARBUF_RELEASE),
 ];
@@ -49,12 +53,15 @@ pub const REQUESTS: &[(&str, u32)] = &[
     reason = "the macro takes no attributes; the documentation stands where the functions are exported"
 )]
 mod raw {
-    use crate::{barbuf_adopt, barbuf_export, barbuf_info, barbuf_query, barbuf_revoke};
+    use crate::{
+        barbuf_adopt, barbuf_export, barbuf_info, barbuf_query, barbuf_revoke, barbuf_route,
+    };
 
     ioctl_sys::ioctl!(bad read info with super::BARBUF_INFO; barbuf_info);
     ioctl_sys::ioctl!(bad read export with super::BARBUF_EXPORT; barbuf_export);
     ioctl_sys::ioctl!(bad read query with super::BARBUF_QUERY; barbuf_query);
     ioctl_sys::ioctl!(bad read revoke with super::BARBUF_REVOKE; barbuf_revoke);
+    ioctl_sys::ioctl!(bad read route with super::BARBUF_ROUTE; barbuf_route);
     ioctl_sys::ioctl!(bad read adopt with super::BARBUF_ADOPT; barbuf_adopt);
     ioctl_sys::ioctl!(bad read release with super::BARBUF_RELEASE; barbuf_adopt);
 }
@@ -80,7 +87,8 @@ pub use raw::export;
 /// # Safety
 ///
 /// `data` is valid for reads and writes of `data.size` bytes, and `data.ranges` for writes of
-/// `data.nr_ranges` elements.
+/// `data.nr_ranges` elements, and `data.attachments` for `data.nr_attachments` times
+/// `data.attachment_stride` bytes.
 pub use raw::query;
 
 /// ioctl(fd, [`BARBUF_REVOKE`], data).
@@ -90,6 +98,13 @@ pub use raw::query;
 /// `data` is valid for reads and writes of `data.size` bytes. Every mapping of the buffer, in every
 /// process, raises SIGBUS from then on.
 pub use raw::revoke;
+
+/// ioctl(fd, [`BARBUF_ROUTE`], data).
+///
+/// # Safety
+///
+/// `data` is valid for reads and writes of `data.size` bytes.
+pub use raw::route;
 
 /// ioctl(fd, [`BARBUF_ADOPT`], data).
 ///

@@ -103,13 +103,17 @@ structs! {
         size, flags, region, backing, cache, open_flags, eventfd, page_shift, ranges, nr_ranges, out_fd,
         out_page_shift, reserved, out_size, out_cookie, out_phys_class,
     }
+    barbuf_attachment_info { name, flags, route, nr_maps, nr_pins, mapped_bytes }
     barbuf_query {
         size, flags, fd, out_state, out_generation, out_size, out_cookie, out_phys_class, out_kind, out_region,
         out_backing, out_cache, out_page_shift, out_export_flags, out_access, out_attachments, out_faults_4k,
         out_faults_2m, out_faults_1g, out_faults, out_mappings, out_mapped_bytes, nr_ranges, reserved, ranges,
-        out_name,
+        out_name, nr_attachments, attachment_stride, attachments, out_flags, reserved2,
     }
     barbuf_revoke { size, flags, fd, reserved }
+    barbuf_route {
+        size, flags, fd, region, name, out_kind, out_reason, out_distance, out_flags, out_dma_mask,
+    }
     barbuf_adopt { size, flags, name }
 }
 
@@ -141,4 +145,22 @@ constants! {
     BARBUF_EXPORT_SHARED,
     BARBUF_EXPORT_ZERO,
     BARBUF_EXPORT_REVOKE_ON_CLOSE,
+    BARBUF_EXPORT_STATIC_IMPORT,
+    BARBUF_ROUTE_NONE,
+    BARBUF_ROUTE_SWITCH,
+    BARBUF_ROUTE_HOST_BRIDGE,
+    BARBUF_REASON_NONE,
+    BARBUF_REASON_NO_DEVICE,
+    BARBUF_REASON_HOST_BRIDGE,
+    BARBUF_REASON_ACS_REDIRECT,
+    BARBUF_REASON_DMA_MASK,
+    BARBUF_REASON_NO_P2PDMA,
+    BARBUF_ATTACHMENT_PEER2PEER,
+    BARBUF_ATTACHMENT_REVOCABLE,
+    BARBUF_ATTACHMENT_PINNED,
+    BARBUF_ATTACHMENT_MAPPED,
+    BARBUF_QUERY_HELD,
+    BARBUF_QUERY_VMAPPED,
+    BARBUF_ROUTE_IOMMU,
+    BARBUF_ROUTE_DMA_MASK_KNOWN,
 }

@@ -111,3 +111,46 @@ pub const BARBUF_EXPORT_SHARED: u32 = 1 << 1;
 pub const BARBUF_EXPORT_ZERO: u32 = 1 << 2;
 /// Revoke when the node's file that exported it is closed.
 pub const BARBUF_EXPORT_REVOKE_ON_CLOSE: u32 = 1 << 3;
+/// Let in importers that cannot be told to stop; revoking waits until they let go.
+pub const BARBUF_EXPORT_STATIC_IMPORT: u32 = 1 << 4;
+
+/// The device does not reach the memory.
+pub const BARBUF_ROUTE_NONE: u32 = 0;
+/// By bus addresses, through a PCIe switch above both, or as functions of one device.
+pub const BARBUF_ROUTE_SWITCH: u32 = 1;
+/// Through the host bridge.
+pub const BARBUF_ROUTE_HOST_BRIDGE: u32 = 2;
+
+/// The device can import.
+pub const BARBUF_REASON_NONE: u32 = 0;
+/// There is no such PCI function.
+pub const BARBUF_REASON_NO_DEVICE: u32 = 1;
+/// The way leads through a host bridge of which the kernel does not know that it forwards between
+/// its ports.
+pub const BARBUF_REASON_HOST_BRIDGE: u32 = 2;
+/// A switch is above both, but the ACS settings of a port on the way send requests up to such a
+/// host bridge.
+pub const BARBUF_REASON_ACS_REDIRECT: u32 = 3;
+/// The device's driver has set a DMA mask below the addresses.
+pub const BARBUF_REASON_DMA_MASK: u32 = 4;
+/// The kernel offers no peer-to-peer DMA for the provider.
+pub const BARBUF_REASON_NO_P2PDMA: u32 = 5;
+
+/// The importer says that it can address memory of other devices.
+pub const BARBUF_ATTACHMENT_PEER2PEER: u32 = 1 << 0;
+/// The importer can be told to stop: revoking does not wait for its detach.
+pub const BARBUF_ATTACHMENT_REVOCABLE: u32 = 1 << 1;
+/// The importer has pinned the buffer.
+pub const BARBUF_ATTACHMENT_PINNED: u32 = 1 << 2;
+/// The importer has DMA addresses of the buffer.
+pub const BARBUF_ATTACHMENT_MAPPED: u32 = 1 << 3;
+
+/// Somebody is attached, or has a vmap(), for whom revoking waits.
+pub const BARBUF_QUERY_HELD: u32 = 1 << 0;
+/// The kernel's CPU mapping, vmap(), is in use.
+pub const BARBUF_QUERY_VMAPPED: u32 = 1 << 1;
+
+/// An IOMMU translates for the device, which sees one range of addresses.
+pub const BARBUF_ROUTE_IOMMU: u32 = 1 << 0;
+/// A driver is bound to the device, so that [`barbuf_route::out_dma_mask`] means something.
+pub const BARBUF_ROUTE_DMA_MASK_KNOWN: u32 = 1 << 1;

@@ -147,6 +147,27 @@ pub struct barbuf_export {
     pub out_phys_class: u64,
 }
 
+/// A device that is attached to a buffer. Elements of the array that [`barbuf_query::attachments`]
+/// points to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct barbuf_attachment_info {
+    /// The kernel's name of the device, of a PCI function `0000:03:00.0`, NUL-padded, cut if it is
+    /// longer.
+    pub name: [u8; BARBUF_NAME_LEN],
+    /// `BARBUF_ATTACHMENT_*`.
+    pub flags: u32,
+    /// `BARBUF_ROUTE_NONE`, `BARBUF_ROUTE_SWITCH` or `BARBUF_ROUTE_HOST_BRIDGE`, as it was at
+    /// attach.
+    pub route: u32,
+    /// Mappings that the importer has now.
+    pub nr_maps: u32,
+    /// Pins that it has now.
+    pub nr_pins: u32,
+    /// Bytes that those mappings cover, counted once for each.
+    pub mapped_bytes: u64,
+}
+
 /// Argument of `BARBUF_QUERY`: what a dma-buf of barbuf's is. Every node; no privilege beyond
 /// holding the file descriptor. A provider's node answers for its own buffers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +227,19 @@ pub struct barbuf_query {
     pub ranges: u64,
     /// The provider's name, NUL-padded.
     pub out_name: [u8; BARBUF_NAME_LEN],
+    /// On entry the number of elements that `attachments` has room for; on return the number of
+    /// attachments, which may be larger.
+    pub nr_attachments: u32,
+    /// Size of [`barbuf_attachment_info`] as the caller knows it, a multiple of 8 that is not below
+    /// its first published size. The kernel fills each element up to that size, with zeros where it
+    /// knows less.
+    pub attachment_stride: u32,
+    /// Pointer to an array of [`barbuf_attachment_info`], may be 0 if `nr_attachments` is 0.
+    pub attachments: u64,
+    /// `BARBUF_QUERY_*`.
+    pub out_flags: u32,
+    /// Must be 0.
+    pub reserved2: u32,
 }
 
 /// Argument of `BARBUF_REVOKE`: takes a buffer back for good. Provider nodes only.
@@ -225,6 +259,35 @@ pub struct barbuf_revoke {
     pub reserved: u32,
 }
 
+/// Argument of `BARBUF_ROUTE`: whether a device can read and write a provider's memory by DMA, and
+/// if not, why. Provider nodes only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct barbuf_route {
+    /// Size of this structure.
+    pub size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// File descriptor of a dma-buf of this provider, or -1 to ask for `region`.
+    pub fd: i32,
+    /// Index of the region if `fd` is -1, else 0.
+    pub region: u32,
+    /// The PCI function that would import, `0000:04:00.0`, NUL-terminated and NUL-padded.
+    pub name: [u8; BARBUF_NAME_LEN],
+    /// `BARBUF_ROUTE_NONE`, `BARBUF_ROUTE_SWITCH` or `BARBUF_ROUTE_HOST_BRIDGE`.
+    pub out_kind: u32,
+    /// `BARBUF_REASON_*`; [`BARBUF_REASON_NONE`](crate::BARBUF_REASON_NONE) if the device can
+    /// import.
+    pub out_reason: u32,
+    /// Bridges and links between the two as the kernel counts them: 0 for the provider itself, 2
+    /// for another function of it, 4 through one switch; 0 if there is no route.
+    pub out_distance: u32,
+    /// `BARBUF_ROUTE_IOMMU`, `BARBUF_ROUTE_DMA_MASK_KNOWN`.
+    pub out_flags: u32,
+    /// Highest address that the device can form; all ones if it is not limited.
+    pub out_dma_mask: u64,
+}
+
 /// Argument of `BARBUF_ADOPT` and `BARBUF_RELEASE`. Control node only, `CAP_SYS_ADMIN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -237,7 +300,13 @@ pub struct barbuf_adopt {
     pub name: [u8; BARBUF_NAME_LEN],
 }
 
-sized!(barbuf_info, barbuf_query, barbuf_revoke, barbuf_adopt);
+sized!(
+    barbuf_info,
+    barbuf_query,
+    barbuf_revoke,
+    barbuf_route,
+    barbuf_adopt
+);
 
 impl barbuf_export {
     /// `size` is that of this structure, `eventfd` is -1, all else is zero.
@@ -264,6 +333,9 @@ const _: () =
 const _: () = assert!(size_of::<barbuf_info>() == 72 && align_of::<barbuf_info>() == 8);
 const _: () = assert!(size_of::<barbuf_range>() == 16 && align_of::<barbuf_range>() == 8);
 const _: () = assert!(size_of::<barbuf_export>() == 80 && align_of::<barbuf_export>() == 8);
-const _: () = assert!(size_of::<barbuf_query>() == 176 && align_of::<barbuf_query>() == 8);
+const _: () = assert!(size_of::<barbuf_query>() == 200 && align_of::<barbuf_query>() == 8);
+const _: () =
+    assert!(size_of::<barbuf_attachment_info>() == 56 && align_of::<barbuf_attachment_info>() == 8);
+const _: () = assert!(size_of::<barbuf_route>() == 72 && align_of::<barbuf_route>() == 8);
 const _: () = assert!(size_of::<barbuf_revoke>() == 16 && align_of::<barbuf_revoke>() == 4);
 const _: () = assert!(size_of::<barbuf_adopt>() == 40 && align_of::<barbuf_adopt>() == 4);

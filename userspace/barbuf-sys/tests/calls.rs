@@ -9,7 +9,8 @@ use std::os::fd::AsRawFd as _;
 
 use barbuf_sys::ioctl::{self, BARBUF_EXPORT, REQUESTS};
 use barbuf_sys::{
-    barbuf_adopt, barbuf_export, barbuf_info, barbuf_query, barbuf_revoke, BARBUF_IOC_MAGIC,
+    barbuf_adopt, barbuf_export, barbuf_info, barbuf_query, barbuf_revoke, barbuf_route,
+    BARBUF_IOC_MAGIC,
 };
 
 #[test]
@@ -36,6 +37,10 @@ fn a_file_of_another_kind_answers_enotty() {
         );
         assert_eq!(
             errno(ioctl::revoke(fd, &mut barbuf_revoke::new())),
+            Some(libc::ENOTTY)
+        );
+        assert_eq!(
+            errno(ioctl::route(fd, &mut barbuf_route::new())),
             Some(libc::ENOTTY)
         );
         assert_eq!(
