@@ -5,7 +5,9 @@
 use std::fmt;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use barbuf_sys::{barbuf_adopt, barbuf_export, barbuf_info, barbuf_query, barbuf_revoke};
+use barbuf_sys::{
+    barbuf_adopt, barbuf_export, barbuf_info, barbuf_query, barbuf_revoke, barbuf_route,
+};
 use nix::errno::Errno;
 
 /// What a node answers. The pointers in the structures are what the structure's documentation says.
@@ -25,9 +27,11 @@ pub(crate) unsafe trait Calls: fmt::Debug + Send + Sync {
     unsafe fn export(&self, node: BorrowedFd<'_>, data: &mut barbuf_export) -> Result<(), Errno>;
     /// # Safety
     ///
-    /// `data.ranges` is valid for writes of `nr_ranges` elements.
+    /// `data.ranges` is valid for writes of `nr_ranges` elements, `data.attachments` of
+    /// `nr_attachments` times `attachment_stride` bytes.
     unsafe fn query(&self, node: BorrowedFd<'_>, data: &mut barbuf_query) -> Result<(), Errno>;
     fn revoke(&self, node: BorrowedFd<'_>, data: &mut barbuf_revoke) -> Result<(), Errno>;
+    fn route(&self, node: BorrowedFd<'_>, data: &mut barbuf_route) -> Result<(), Errno>;
     fn adopt(&self, node: BorrowedFd<'_>, data: &mut barbuf_adopt) -> Result<(), Errno>;
     fn release(&self, node: BorrowedFd<'_>, data: &mut barbuf_adopt) -> Result<(), Errno>;
 }
@@ -72,6 +76,7 @@ mod raw {
         export 0x01 barbuf_export;
         query 0x02 barbuf_query;
         revoke 0x03 barbuf_revoke;
+        route 0x04 barbuf_route;
         adopt 0x10 barbuf_adopt;
         release 0x11 barbuf_adopt;
     }
@@ -108,6 +113,11 @@ unsafe impl Calls for Kernel {
         // SAFETY: The structure lives and has its size. Accesses of this crate to mappings of a
         // revoked buffer are guarded; whoever uses a raw pointer has promised to be ready for it.
         retry(|| unsafe { raw::revoke(node.as_raw_fd(), data) })
+    }
+
+    fn route(&self, node: BorrowedFd<'_>, data: &mut barbuf_route) -> Result<(), Errno> {
+        // SAFETY: The structure lives and has its size.
+        retry(|| unsafe { raw::route(node.as_raw_fd(), data) })
     }
 
     fn adopt(&self, node: BorrowedFd<'_>, data: &mut barbuf_adopt) -> Result<(), Errno> {

@@ -135,19 +135,32 @@ pub(crate) fn query_through(
     buffer: BorrowedFd<'_>,
 ) -> Result<Query> {
     let mut ranges = vec![barbuf_range::default(); BARBUF_MAX_RANGES as usize];
-    let mut raw = barbuf_query {
-        fd: buffer.as_raw_fd(),
-        nr_ranges: BARBUF_MAX_RANGES,
-        ranges: ranges.as_mut_ptr() as u64,
-        ..barbuf_query::new()
-    };
-    // SAFETY: The array has room for that many elements.
-    unsafe { calls.query(node, &mut raw) }.map_err(|errno| match errno {
-        Errno::ENODEV => Error::new("BARBUF_QUERY", ErrorKind::NotOurs)
-            .hinted("Buffer::origin() tells what is known of it"),
-        Errno::EINVAL => Error::new("BARBUF_QUERY", ErrorKind::NotDmaBuf),
-        errno => failed("BARBUF_QUERY", errno),
-    })?;
-    ranges.truncate(raw.nr_ranges as usize);
-    Ok(Query::new(&raw, &ranges))
+    let mut room = 8;
+    loop {
+        let mut attachments = vec![barbuf_attachment_info::default(); room];
+        let mut raw = barbuf_query {
+            fd: buffer.as_raw_fd(),
+            nr_ranges: BARBUF_MAX_RANGES,
+            ranges: ranges.as_mut_ptr() as u64,
+            nr_attachments: room as u32,
+            attachment_stride: size_of::<barbuf_attachment_info>() as u32,
+            attachments: attachments.as_mut_ptr() as u64,
+            ..barbuf_query::new()
+        };
+        // SAFETY: The arrays have room for that many elements, of that size.
+        unsafe { calls.query(node, &mut raw) }.map_err(|errno| match errno {
+            Errno::ENODEV => Error::new("BARBUF_QUERY", ErrorKind::NotOurs)
+                .hinted("Buffer::origin() tells what is known of it"),
+            Errno::EINVAL => Error::new("BARBUF_QUERY", ErrorKind::NotDmaBuf),
+            errno => failed("BARBUF_QUERY", errno),
+        })?;
+        let found = raw.nr_attachments as usize;
+        // Attaching is rare, so that the second time is enough; if not, the list is cut.
+        if found <= room || room > 8 {
+            ranges.truncate(raw.nr_ranges as usize);
+            attachments.truncate(found);
+            return Ok(Query::new(&raw, &ranges, &attachments));
+        }
+        room = found;
+    }
 }

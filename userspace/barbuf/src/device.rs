@@ -18,7 +18,7 @@ use crate::control::query_through;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Export;
 use crate::query::Query;
-use crate::values::{Backing, Cache, Kind, PageSize, name_of};
+use crate::values::{Backing, Cache, Kind, PageSize, Reason, RouteKind, name_of};
 
 /// Where the nodes are.
 pub(crate) const DIRECTORY: &str = "/dev/barbuf";
@@ -172,6 +172,82 @@ impl Device {
                     .hinted("the provider has gone, or the buffer is another's"),
                 errno => failed("BARBUF_REVOKE", errno),
             })
+    }
+}
+
+impl Device {
+    /// Whether a PCI function can read and write the memory of a region by DMA, and how, or why
+    /// not. Nothing is attached. [`Device::route_to`] asks the same for a buffer.
+    ///
+    /// A device whose route is good can still be refused at attach: see [`Export::static_import`].
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if the provider has gone, `EINVAL` if there is no such region or the address is
+    /// none.
+    pub fn route(&self, region: u32, importer: impl AsRef<str>) -> Result<Route> {
+        self.find_route(-1, region, importer.as_ref())
+    }
+
+    /// Whether a PCI function can read and write a buffer by DMA.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Device::route`], and `ENODEV` if the buffer is not this provider's.
+    pub fn route_to(&self, buffer: impl AsFd, importer: impl AsRef<str>) -> Result<Route> {
+        self.find_route(buffer.as_fd().as_raw_fd(), 0, importer.as_ref())
+    }
+
+    fn find_route(&self, fd: i32, region: u32, importer: &str) -> Result<Route> {
+        let name = full_address(importer).ok_or_else(|| {
+            Error::new("BARBUF_ROUTE", ErrorKind::Invalid)
+                .of(format!("{importer:?}"))
+                .hinted("a PCI address looks like 0000:04:00.0")
+        })?;
+        let mut raw = barbuf_route {
+            fd,
+            region,
+            ..barbuf_route::new()
+        };
+        // `full_address` makes at most 16 bytes.
+        raw.name[..name.len()].copy_from_slice(name.as_bytes());
+        self.calls
+            .route(self.node.as_fd(), &mut raw)
+            .map_err(|errno| failed("BARBUF_ROUTE", errno))?;
+        Ok(Route {
+            kind: RouteKind::from_raw(raw.out_kind),
+            reason: Reason::from_raw(raw.out_reason),
+            distance: raw.out_distance,
+            iommu: raw.out_flags & BARBUF_ROUTE_IOMMU != 0,
+            dma_mask: match raw.out_flags & BARBUF_ROUTE_DMA_MASK_KNOWN {
+                0 => None,
+                _ => Some(raw.out_dma_mask),
+            },
+        })
+    }
+}
+
+/// The answer of [`Device::route`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Route {
+    /// How the device reaches the memory.
+    pub kind: RouteKind,
+    /// Why it cannot be an importer; [`Reason::None`] if it can.
+    pub reason: Reason,
+    /// Bridges and links between the two as the kernel counts them: 0 for the provider itself, 2
+    /// for another function of it, 4 through one switch. 0 if there is no route.
+    pub distance: u32,
+    /// An IOMMU translates for the device.
+    pub iommu: bool,
+    /// The highest address that the device can form; `None` as long as it has no driver.
+    pub dma_mask: Option<u64>,
+}
+
+impl Route {
+    /// Whether the device can be an importer.
+    pub fn is_good(&self) -> bool {
+        self.kind != RouteKind::None && self.reason == Reason::None
     }
 }
 

@@ -118,6 +118,15 @@ impl<'d> Export<'d> {
         self.flag(BARBUF_EXPORT_REVOKE_ON_CLOSE, revoke)
     }
 
+    /// Whether importers are let in that cannot be told to stop: devices that attach without
+    /// peer-to-peer support or without invalidation (the kernel's NPU drivers, devmem TCP), and the
+    /// kernel's own CPU mapping.
+    ///
+    /// The price: revoking, and so unbinding or releasing the provider, waits until they let go.
+    pub fn static_import(self, allowed: bool) -> Self {
+        self.flag(BARBUF_EXPORT_STATIC_IMPORT, allowed)
+    }
+
     /// An eventfd that is signalled when the buffer is revoked: a [`Watch`](crate::Watch), or any
     /// other. The kernel keeps a reference of its own.
     pub fn watch(mut self, event: &'d impl AsFd) -> Self {

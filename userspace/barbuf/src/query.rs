@@ -7,7 +7,7 @@ use std::ops::Range;
 use barbuf_sys::*;
 use nix::libc;
 
-use crate::values::{Access, Backing, Cache, Kind, PageSize, State, name_of};
+use crate::values::{Access, Backing, Cache, Kind, PageSize, RouteKind, State, name_of};
 
 /// The answer of [`Control::query`](crate::Control::query) and of
 /// [`Device::query`](crate::Device::query): a moment's picture of a buffer of barbuf's.
@@ -44,8 +44,14 @@ pub struct Query {
     pub shared: bool,
     /// It is revoked when the file of the node that exported it is closed.
     pub revoke_on_close: bool,
+    /// Importers that cannot be told to stop are let in.
+    pub static_import: bool,
     /// Devices attached to it now.
-    pub attachments: u32,
+    pub attachments: Vec<Attachment>,
+    /// Somebody is attached, or maps it in the kernel, for whom revoking waits.
+    pub held: bool,
+    /// The kernel's own CPU mapping is in use.
+    pub vmapped: bool,
     /// What page faults have put into page tables so far.
     pub faults: Faults,
     /// VMAs that map it now, in all processes.
@@ -68,8 +74,46 @@ pub struct Faults {
     pub of_4k: u64,
 }
 
+/// A device that is attached to a buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Attachment {
+    /// The kernel's name of the device; of a PCI function its address.
+    pub device: String,
+    /// How the device reaches the memory, as it was when it attached.
+    pub route: RouteKind,
+    /// It says that it can address memory of other devices.
+    pub peer2peer: bool,
+    /// It can be told to stop, so that revoking does not wait for it.
+    pub revocable: bool,
+    /// It has pinned the buffer this many times.
+    pub pins: u32,
+    /// It has DMA addresses of the buffer this many times.
+    pub maps: u32,
+    /// Bytes that those cover, counted once for each.
+    pub mapped_bytes: u64,
+}
+
+impl Attachment {
+    fn new(raw: &barbuf_attachment_info) -> Self {
+        Attachment {
+            device: name_of(&raw.name),
+            route: RouteKind::from_raw(raw.route),
+            peer2peer: raw.flags & BARBUF_ATTACHMENT_PEER2PEER != 0,
+            revocable: raw.flags & BARBUF_ATTACHMENT_REVOCABLE != 0,
+            pins: raw.nr_pins,
+            maps: raw.nr_maps,
+            mapped_bytes: raw.mapped_bytes,
+        }
+    }
+}
+
 impl Query {
-    pub(crate) fn new(raw: &barbuf_query, ranges: &[barbuf_range]) -> Self {
+    pub(crate) fn new(
+        raw: &barbuf_query,
+        ranges: &[barbuf_range],
+        attachments: &[barbuf_attachment_info],
+    ) -> Self {
         Query {
             state: State::from_raw(raw.out_state),
             generation: raw.out_generation,
@@ -89,7 +133,10 @@ impl Query {
             largest_page: PageSize::at_most(raw.out_page_shift).unwrap_or(PageSize::Size4K),
             shared: raw.out_export_flags & BARBUF_EXPORT_SHARED != 0,
             revoke_on_close: raw.out_export_flags & BARBUF_EXPORT_REVOKE_ON_CLOSE != 0,
-            attachments: raw.out_attachments,
+            static_import: raw.out_export_flags & BARBUF_EXPORT_STATIC_IMPORT != 0,
+            attachments: attachments.iter().map(Attachment::new).collect(),
+            held: raw.out_flags & BARBUF_QUERY_HELD != 0,
+            vmapped: raw.out_flags & BARBUF_QUERY_VMAPPED != 0,
             faults: Faults {
                 served: raw.out_faults,
                 of_1g: raw.out_faults_1g,

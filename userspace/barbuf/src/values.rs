@@ -96,6 +96,41 @@ kernel_enum! {
     }
 }
 
+kernel_enum! {
+    /// How a device reaches a provider's memory.
+    RouteKind {
+        /// Not at all.
+        None = BARBUF_ROUTE_NONE, "none";
+        /// By bus addresses, through a PCIe switch above both, or as functions of one device.
+        Switch = BARBUF_ROUTE_SWITCH, "switch";
+        /// Through the host bridge.
+        HostBridge = BARBUF_ROUTE_HOST_BRIDGE, "host bridge";
+    }
+}
+
+kernel_enum! {
+    /// Why a device cannot be an importer.
+    Reason {
+        /// It can.
+        None = BARBUF_REASON_NONE, "";
+        /// There is no such PCI function.
+        NoDevice = BARBUF_REASON_NO_DEVICE, "there is no such function";
+        /// The way leads through a host bridge of which the kernel does not know that it forwards
+        /// between its ports.
+        HostBridge = BARBUF_REASON_HOST_BRIDGE,
+            "the host bridge on the way is not known to forward between its ports";
+        /// A switch is above both, but the ACS settings of a port on the way send requests up to
+        /// such a host bridge.
+        AcsRedirect = BARBUF_REASON_ACS_REDIRECT,
+            "ACS redirects requests up to a host bridge that is not known to forward them";
+        /// The device cannot form the addresses: its driver has set a DMA mask below them.
+        DmaMask = BARBUF_REASON_DMA_MASK, "its DMA mask is below the memory's addresses";
+        /// The kernel offers no peer-to-peer DMA for the provider.
+        NoP2pdma = BARBUF_REASON_NO_P2PDMA,
+            "the kernel offers no peer-to-peer DMA for the provider";
+    }
+}
+
 /// What may be done to a buffer or through a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
