@@ -117,6 +117,8 @@ pub(crate) struct KernelArgs {
 pub(crate) enum KernelChoice {
     Stock,
     Debug,
+    Base,
+    /// The two that the module is for: stock and debug
     All,
 }
 
@@ -150,6 +152,7 @@ impl KernelChoice {
         match self {
             KernelChoice::Stock => &[Flavour::Stock],
             KernelChoice::Debug => &[Flavour::Debug],
+            KernelChoice::Base => &[Flavour::Base],
             KernelChoice::All => &[Flavour::Stock, Flavour::Debug],
         }
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Kernels of our own, from Debian's source: small, configured by the fragments in
-//! `tests/vm/configs/`, with the patches of `compound-sysfs/`.
+//! `tests/vm/configs/`. The base kernel has the patches of `compound-sysfs/`; the debug kernel has
+//! none, as the module must be proven on a kernel that nobody has repaired.
 //!
 //! The build tree stays in the cache and is built incrementally; ccache helps where it cannot.
 
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use super::config::{self, Config};
 use super::debian::{self, Choice};
+use super::patched;
 use super::{Flavour, Kernel};
 use crate::cache::{self, Tree};
 use crate::cmd::{Log, make_dir};
@@ -36,7 +38,7 @@ pub(super) fn compiler(flavour: Flavour) -> &'static [&'static str] {
 fn fragments(flavour: Flavour) -> &'static [&'static str] {
     match flavour {
         Flavour::Debug => &["base.config", "debug.config"],
-        _ => &["base.config"],
+        _ => &["base.config", "compare.config"],
     }
 }
 
@@ -57,11 +59,14 @@ pub(super) fn ensure(ctx: &Ctx, flavour: Flavour, choice: Choice) -> Result<Kern
     for text in &texts {
         wanted.merge(text);
     }
-    let patches = patches(&ctx.repo.join("compound-sysfs"))?;
+    let patches = match flavour {
+        Flavour::Base => patched::series(ctx)?,
+        _ => Vec::new(),
+    };
     let mut parts = vec![RECIPE.as_bytes(), choice.version.as_bytes()];
     let options = wanted.text();
     parts.push(options.as_bytes());
-    parts.extend(patches.iter().map(|(_, bytes)| bytes.as_slice()));
+    parts.extend(patches.iter().map(|patch| patch.bytes.as_slice()));
     let key = cache::hash(parts);
 
     let build = dir.join("build");
@@ -75,7 +80,7 @@ pub(super) fn ensure(ctx: &Ctx, flavour: Flavour, choice: Choice) -> Result<Kern
         let source = debian::source(ctx, &choice)?;
         let step = ctx.ui.step(format!("building the {flavour} kernel"));
         cache::need_space(ctx, &dir, 8, "a kernel build")?;
-        let source = patch(ctx, &choice, source, &patches)?;
+        let source = patched::source(ctx, &choice, source, &patches)?;
         let run = Build {
             ctx,
             flavour,
@@ -104,79 +109,6 @@ fn read_release(build: &Path) -> Result<String> {
     let text = fs::read_to_string(build.join("include/config/kernel.release"))
         .context("the kernel build has no release")?;
     Ok(text.trim().into())
-}
-
-/// The patch series, in the order of its numbers.
-fn patches(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Ok(Vec::new());
-    };
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "patch")
-        {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    paths
-        .into_iter()
-        .map(|path| {
-            let bytes =
-                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            Ok((path, bytes))
-        })
-        .collect()
-}
-
-/// The source with the patches applied: a tree of hard links, as patch replaces what it changes.
-fn patch(
-    ctx: &Ctx,
-    choice: &Choice,
-    source: PathBuf,
-    patches: &[(PathBuf, Vec<u8>)],
-) -> Result<PathBuf> {
-    if patches.is_empty() {
-        return Ok(source);
-    }
-    let dir = choice.dir(ctx);
-    let patched = dir.join("source-patched");
-    let _lock = cache::lock(ctx, &dir.join("source-patched.lock"), "the patched source")?;
-    let key = cache::hash(patches.iter().map(|(_, bytes)| bytes.as_slice()));
-    let tree = Tree::new(ctx, patched.clone(), format!("{} {key}", choice.version));
-    if tree.ready()? {
-        return Ok(patched);
-    }
-    let log = Log::create(ctx, dir.join("patch.log"))?;
-    tree.make(|staging| {
-        log.run(
-            Command::new("cp")
-                .arg("-al")
-                .arg(source.join("."))
-                .arg(staging),
-            "the source could not be copied",
-        )?;
-        for (path, _) in patches {
-            log.run(
-                Command::new("git")
-                    .arg("apply")
-                    .arg("-v")
-                    .arg(path)
-                    .current_dir(staging)
-                    // The tree is no repository, and must not be taken for a part of one.
-                    .env(
-                        "GIT_CEILING_DIRECTORIES",
-                        staging.parent().unwrap_or(staging),
-                    ),
-                &format!("{} does not apply to {}", ctx.show(path), choice.version),
-            )?;
-        }
-        Ok(())
-    })?;
-    Ok(patched)
 }
 
 struct Build<'a> {

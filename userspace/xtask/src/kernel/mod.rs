@@ -8,6 +8,7 @@
 mod config;
 mod custom;
 mod debian;
+mod patched;
 mod stock;
 mod symvers;
 
@@ -29,7 +30,7 @@ pub(crate) enum Flavour {
     Stock,
     /// Our own build with every checker that the kernel has.
     Debug,
-    /// Our own build without them: the small one that patches are tried on.
+    /// Our own build without them, with the patches of `compound-sysfs/`: for the comparison.
     Base,
 }
 
