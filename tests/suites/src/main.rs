@@ -25,6 +25,7 @@ mod kit;
 mod lifetime;
 mod map;
 mod odirect;
+mod p2pmem;
 mod provoke;
 mod races;
 mod revoke;
@@ -50,6 +51,7 @@ const SUITES: &[Suite] = &[
     advice::SUITE,
     foreign::SUITE,
     odirect::SUITE,
+    p2pmem::SUITE,
     revoke::SUITE,
     inflight::SUITE,
     adopt::SUITE,

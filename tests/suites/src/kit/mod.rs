@@ -10,6 +10,7 @@
 pub(crate) mod drive;
 pub(crate) mod map;
 pub(crate) mod node;
+pub(crate) mod p2pmem;
 pub(crate) mod pattern;
 pub(crate) mod pci;
 pub(crate) mod process;
