@@ -217,24 +217,35 @@ impl Function {
     /// Asks the device. Somebody with root's rights can turn any of that off behind the module's
     /// back, through configuration space in sysfs.
     pub(crate) fn decodes_memory(&self) -> bool {
-        let mut command = 0u16;
-        // SAFETY: The function is alive; its power state may change at any time, and is one word.
-        let (read, state) = unsafe {
+        let (mut command, mut power) = (0u16, 0u16);
+        let read = |at: i32, value: &mut u16| {
+            // SAFETY: The function is alive.
+            unsafe { bindings::pci_read_config_word(self.as_raw(), at, value) == 0 }
+        };
+        // SAFETY: The function is alive. Its power state may change at any time, and is one word;
+        // where its capability lies never changes.
+        let (state, capability) = unsafe {
             (
-                bindings::pci_read_config_word(
-                    self.as_raw(),
-                    // CAST: 4.
-                    bindings::PCI_COMMAND as i32,
-                    &mut command,
-                ),
                 core::ptr::read_volatile(&raw const (*self.as_raw()).current_state),
+                (*self.as_raw()).pm_cap,
             )
         };
-        // A function that has been pulled out answers with ones.
-        read == 0
-            && command != u16::MAX
-            && u32::from(command) & bindings::PCI_COMMAND_MEMORY != 0
-            && state < D3HOT
+        // CAST: 4; a function that has been pulled out answers with ones.
+        if !read(bindings::PCI_COMMAND as i32, &mut command)
+            || command == u16::MAX
+            || u32::from(command) & bindings::PCI_COMMAND_MEMORY == 0
+        {
+            return false;
+        }
+        if capability != 0 {
+            // CAST: 4.
+            let at = i32::from(capability).saturating_add(bindings::PCI_PM_CTRL as i32);
+            if !read(at, &mut power) {
+                return false;
+            }
+        }
+        // In D1 and D2 as well, a function answers for its configuration space alone.
+        state < D3HOT && u32::from(power) & bindings::PCI_PM_CTRL_STATE_MASK == 0
     }
 
     /// Whether its driver has given p2pmem to the pool and published it.

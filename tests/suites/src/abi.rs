@@ -3,13 +3,14 @@
 //! The module's idea of the interface against this side's.
 //!
 //! barbuf-sys is compared with the C header where it is built. Here it is compared with the running
-//! module, which prints its own sizes, offsets and numbers in debugfs; and a caller that enters the
-//! kernel as a 32-bit process does must get the same answers.
+//! module, which prints its own sizes, offsets and numbers in debugfs; and a 32-bit process, and a
+//! caller that only enters the kernel as one, must get the same answers.
 
 use std::arch::asm;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::process::Command;
 
 use barbuf_sys::ioctl::{BARBUF_EXPORT, BARBUF_INFO, BARBUF_QUERY, BARBUF_REVOKE, REQUESTS};
 use barbuf_sys::layout::{CONSTANTS, STRUCTS};
@@ -23,6 +24,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(the_module_agrees),
         test!(only_the_published_numbers_exist),
         test!(a_32_bit_caller_sees_the_same),
+        test!(a_32_bit_process_sees_the_same),
     ],
 };
 
@@ -299,5 +301,58 @@ fn a_32_bit_caller_sees_the_same(ctx: &Ctx) -> Result<()> {
     let again = unsafe { compat_ioctl(node, BARBUF_REVOKE, page.put(0, revoke)) };
     ensure!(again == Err(Errno::EBADFD), "a second REVOKE: {again:?}");
     nix::unistd::close(made.out_fd)?;
+    Ok(())
+}
+
+/// R32: a C program (`tests/vm/probe`) that is compiled for 32 bits gets from every ioctl and from
+/// both doors of mmap what the same program gets when it is compiled for 64.
+fn a_32_bit_process_sees_the_same(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let run = |bits: u32| -> Result<String> {
+        let program = format!("/probe{bits}");
+        let output = Command::new(&program)
+            .arg(provider.function.node_path())
+            .output()
+            .with_context(|| format!("cannot run {program}"))?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(
+            output.status.success(),
+            "{program}: {}, {text}",
+            output.status
+        );
+        let (first, rest) = text.split_once('\n').context("it says nothing")?;
+        ensure_eq!(first, format!("pointers of {bits} bits"));
+        Ok(rest.to_owned())
+    };
+    let (narrow, wide) = (run(32)?, run(64)?);
+    ensure!(
+        narrow == wide,
+        "32 bits:\n{narrow}\nand 64 bits:\n{wide}\ndiffer"
+    );
+    // That both are wrong alike is excluded here, as far as one line can tell.
+    let lines: Vec<&str> = wide.lines().collect();
+    for line in [
+        "INFO 0",
+        "EXPORT 0",
+        "mmap 0",
+        "mmap of the node 0",
+        "read 1",
+        "out_mappings 2",
+        "REVOKE 0",
+        "out_state 2",
+    ] {
+        ensure!(lines.contains(&line), "no line {line:?} in:\n{wide}");
+    }
+    for (what, errno) in [
+        ("EXPORT of any, in two ranges", Errno::EINVAL),
+        ("REVOKE again", Errno::EBADFD),
+        ("ADOPT", Errno::ENOTTY),
+    ] {
+        let line = format!("{what} {}", errno as i32);
+        ensure!(
+            lines.contains(&line.as_str()),
+            "no line {line:?} in:\n{wide}"
+        );
+    }
     Ok(())
 }

@@ -3,9 +3,15 @@
 //! The second door: mmap of a provider's node at a buffer's cookie, for programs that only know
 //! paths.
 
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
 use crate::kit::map::{Room, mmap};
 use crate::kit::pattern::word;
 use crate::kit::prelude::*;
+use crate::kit::process::Child;
 use crate::kit::touch;
 use crate::map::{SHAPES, unless_pages_do_not_fit};
 
@@ -15,6 +21,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(the_node_maps_at_a_cookie),
         test!(the_node_aligns_by_itself),
         test!(a_cookie_ends_with_its_buffer),
+        test!(a_program_that_only_knows_a_path),
     ],
 };
 
@@ -115,5 +122,50 @@ fn a_cookie_ends_with_its_buffer(ctx: &Ctx) -> Result<()> {
         answer == Err(Errno::ENODEV),
         "the buffer is revoked: {answer:?}"
     );
+    Ok(())
+}
+
+/// A program that has never heard of barbuf: busybox's devmem, which maps `/dev/mem` at an offset
+/// that it is given. Here the node lies there, in a mount namespace of its own.
+fn a_program_that_only_knows_a_path(ctx: &Ctx) -> Result<()> {
+    const AT: u64 = 3 * PAGE + 8;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    for (backing, shift) in [
+        (BARBUF_BACKING_PFN, BARBUF_PAGE_SHIFT_1G),
+        (BARBUF_BACKING_PFN, BARBUF_PAGE_SHIFT_4K),
+        (BARBUF_BACKING_PAGE, BARBUF_PAGE_SHIFT_4K),
+    ] {
+        let wanted = Export::at(GIB, GIB).backing(backing).leaf(shift);
+        let buffer = provider.node.export(&wanted)?;
+        let (before, after) = (word(7, shift.into()), word(8, shift.into()));
+        ctx.host_write("npu0", GIB + AT, &before.to_le_bytes())?;
+        Child::start(|| {
+            let none = None::<&str>;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+            let node = provider.function.node_path();
+            mount(Some(&*node), "/dev/mem", none, MsFlags::MS_BIND, none)?;
+            let devmem = |more: &[&str]| -> Result<String> {
+                let address = format!("{:#x}", buffer.raw.out_cookie + AT);
+                let output = Command::new("/bin/busybox")
+                    .args(["devmem", &address, "64"])
+                    .args(more)
+                    .output()
+                    .context("cannot run busybox")?;
+                ensure!(output.status.success(), "devmem: {output:?}");
+                Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+            };
+            ensure_eq!(devmem(&[])?, format!("{before:#018X}").replace("0X", "0x"));
+            devmem(&[&format!("{after:#x}")])?;
+            Ok(())
+        })?
+        .join()
+        .with_context(|| format!("backing {backing}, leaves of 2^{shift}"))?;
+        let seen = ctx.host_read("npu0", GIB + AT, 8)?;
+        ensure!(
+            seen == after.to_le_bytes(),
+            "the host sees {seen:x?} and not {after:#x}"
+        );
+    }
     Ok(())
 }

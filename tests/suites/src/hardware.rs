@@ -9,10 +9,12 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
+use barbuf_guest::modules;
 use barbuf_guest::protocol::HostOp;
 use barbuf_guest::sysfs;
 use serde_json::json;
 
+use crate::adopt::the_drive_is_back;
 use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;
 
@@ -21,7 +23,9 @@ pub(crate) const SUITE: Suite = Suite {
     tests: &[
         test!(memory_decode_switched_off),
         test!(runtime_power_management),
+        test!(put_to_sleep_behind_the_modules_back),
         test!(a_bar_without_an_address_is_not_offered).timeout(120),
+        test!(a_bar_that_somebody_holds_is_not_offered),
     ],
 };
 
@@ -100,6 +104,59 @@ fn runtime_power_management(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
+/// The offset of the power management capability's control and status register.
+fn power_register(function: &Function) -> Result<u64> {
+    const POINTER: usize = 0x34;
+    const POWER_MANAGEMENT: u8 = 1;
+    let config = std::fs::read(function.dir().join("config"))?;
+    let byte = |at: usize| config.get(at).copied().context("configuration space");
+    let mut at = byte(POINTER)? as usize & !3;
+    // There is room for no more.
+    for _ in 0..48 {
+        ensure!(at != 0, "{} has no power management", function.bdf);
+        if byte(at)? == POWER_MANAGEMENT {
+            return Ok(at as u64 + 4);
+        }
+        at = byte(at + 1)? as usize & !3;
+    }
+    bail!("the capabilities of {} have no end", function.bdf)
+}
+
+/// R21: somebody writes D3hot into the function's power state, as `setpci` can. A first touch is
+/// SIGBUS until it is in D0 again; a mapping that has its leaves gets no signal.
+fn put_to_sleep_behind_the_modules_back(ctx: &Ctx) -> Result<()> {
+    // The accelerator of these machines has no power management, and a drive has.
+    let provider = Provider::bind(ctx.nvme(0)?)?;
+    let at = power_register(&provider.function)?;
+    for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
+        let buffer = provider
+            .node
+            .export(&Export::any(4 * MIB).backing(backing))?;
+        let (early, late) = (Mapping::whole(&buffer)?, Mapping::whole(&buffer)?);
+        ensure!(early.store(8, 21) == Ok(()));
+        let config = File::options()
+            .read(true)
+            .write(true)
+            .open(provider.function.dir().join("config"))?;
+        let mut state = [0; 2];
+        config.read_exact_at(&mut state, at)?;
+        ensure!(state[0] & 3 == 0, "not in D0: {state:x?}");
+        config.write_all_at(&[state[0] | 3, state[1]], at)?;
+        let touches = (late.load(8), early.load(8));
+        config.write_all_at(&state, at)?;
+        sleep(Duration::from_millis(20));
+        ensure!(
+            touches.0 == Err(Fault::bus(late.at(8))),
+            "a first touch: {touches:x?}"
+        );
+        ensure!(touches.1.is_ok(), "where a leaf is in place: {touches:x?}");
+        ensure!(late.load(8).is_ok(), "in D0 again");
+        ensure!(late.store(8, 22) == Ok(()) && early.load(8) == Ok(22));
+    }
+    drop(provider);
+    the_drive_is_back(ctx)
+}
+
 /// L7: a BAR for which the kernel finds no address. The accelerator's port gets a device whose BAR
 /// is larger than all that the machine can address.
 fn a_bar_without_an_address_is_not_offered(ctx: &Ctx) -> Result<()> {
@@ -159,5 +216,25 @@ fn nothing_is_offered(ctx: &Ctx) -> Result<()> {
             "{region:?} of {bar:x?}"
         );
     }
+    Ok(())
+}
+
+/// L7: a BAR that something else in the kernel has claimed (`tests/kmod/busy.c`). The function cannot
+/// be bound; nothing of it is left behind, and once the BAR is free it can.
+fn a_bar_that_somebody_holds_is_not_offered(ctx: &Ctx) -> Result<()> {
+    let function = Function::of(ctx.npu(0)?)?;
+    function.unbind()?;
+    ctx.modules().load("busy", "")?;
+    let answer = function.bind("barbuf");
+    let (driver, node) = (function.driver(), Path::new(&function.node_path()).exists());
+    let ours = sysfs::iomem_lines_of("barbuf");
+    modules::unload("busy")?;
+    function.restore()?;
+    ensure!(answer.is_err() && driver.is_none(), "bound to {driver:?}");
+    ensure!(!node, "a node without a driver");
+    let ours = ours?;
+    ensure!(ours.is_empty(), "left in /proc/iomem: {ours:?}");
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    drop(provider.node.export(&Export::any(GIB))?);
     Ok(())
 }

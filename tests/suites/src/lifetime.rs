@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use barbuf_guest::modules::{self, is_loaded};
 use barbuf_guest::sysfs;
 use nix::cmsg_space;
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
@@ -33,6 +34,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(the_limit_in_all).timeout(60),
         test!(ten_thousand_buffers).timeout(300),
         test!(nothing_grows).timeout(120),
+        test!(memory_is_charged_to_the_caller).timeout(60),
     ],
 };
 
@@ -385,4 +387,83 @@ fn slab_objects() -> Result<Vec<(String, u64)>> {
                 .then_some((name.to_owned(), words.next()?.parse().ok()?))
         })
         .collect())
+}
+
+/// A control group of its own, until this is dropped.
+struct Group;
+
+impl Group {
+    const ROOT: &str = "/run/barbuf-cgroup";
+    const DIR: &str = "/run/barbuf-cgroup/test";
+
+    fn new() -> Result<Group> {
+        let none = None::<&str>;
+        std::fs::create_dir_all(Self::ROOT)?;
+        mount(none, Self::ROOT, Some("cgroup2"), MsFlags::empty(), none)?;
+        let group = Group;
+        sysfs::write(format!("{}/cgroup.subtree_control", Self::ROOT), "+memory")?;
+        std::fs::create_dir(Self::DIR)?;
+        Ok(group)
+    }
+
+    /// Bytes of kernel objects that are charged to the group.
+    fn objects() -> Result<u64> {
+        let text = sysfs::read(format!("{}/memory.stat", Self::DIR))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("slab "));
+        Ok(line.context("memory.stat has no slab")?.trim().parse()?)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let left =
+            || std::fs::remove_dir(Self::DIR).is_ok() || !std::path::Path::new(Self::DIR).exists();
+        if wait_until("the control group gone", left).is_err() || umount(Self::ROOT).is_err() {
+            eprintln!("cannot remove the control group");
+        }
+    }
+}
+
+/// B7: what the module allocates for an export is charged to the control group of the caller. Two
+/// groups of buffers that differ in nothing but their number of ranges, which only the module
+/// stores, differ in what is charged.
+fn memory_is_charged_to_the_caller(ctx: &Ctx) -> Result<()> {
+    const BUFFERS: u64 = 800;
+    const RANGES: u64 = BARBUF_MAX_RANGES as u64;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let charged = |ranges: u64| -> Result<u64> {
+        let _group = Group::new()?;
+        let (answer, says) = nix::unistd::pipe()?;
+        Child::start(|| {
+            sysfs::write(format!("{}/cgroup.procs", Group::DIR), "0")?;
+            let before = Group::objects()?;
+            let mut buffers = Vec::new();
+            for buffer in 0..BUFFERS {
+                // All in one stretch, but no two that could be taken for one range.
+                let at = |range| ((buffer * RANGES + range) * PAGE, PAGE);
+                let list: Vec<(u64, u64)> = (0..ranges).rev().map(at).collect();
+                buffers.push(provider.node.export(&Export::ranges(&list))?);
+            }
+            let grown = Group::objects()?.saturating_sub(before);
+            ensure!(nix::unistd::write(&says, &grown.to_ne_bytes())? == 8);
+            // The last ones first, which is quicker.
+            while buffers.pop().is_some() {}
+            Ok(())
+        })?
+        .join()?;
+        let mut bytes = [0; 8];
+        ensure!(nix::unistd::read(&answer, &mut bytes)? == 8);
+        Ok(u64::from_ne_bytes(bytes))
+    };
+    let (few, many) = (charged(1)?, charged(RANGES)?);
+    ctx.say(format!(
+        "{BUFFERS} buffers: {few} bytes with 1 range each, {many} bytes with {RANGES}"
+    ));
+    // A range takes 16 bytes at least.
+    let least = BUFFERS * (RANGES - 1) * 16;
+    ensure!(
+        many >= few + least,
+        "{few} bytes are charged with 1 range, {many} with {RANGES}"
+    );
+    Ok(())
 }

@@ -88,3 +88,33 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every `suite::test` that docs/testing.md names exists; a star stands for any end.
+    #[test]
+    fn the_document_names_tests_that_exist() {
+        let text = include_str!("../../../docs/testing.md");
+        let mut count = 0;
+        for word in text.split('`').skip(1).step_by(2) {
+            let Some((suite, test)) = word.split_once("::") else {
+                continue;
+            };
+            let Some(suite) = SUITES.iter().find(|known| known.name == suite) else {
+                continue;
+            };
+            let exists = |name: &str| match test.strip_suffix('*') {
+                Some(start) => name.starts_with(start),
+                None => name == test || test == "oracles",
+            };
+            assert!(
+                suite.tests.iter().any(|known| exists(known.name())),
+                "docs/testing.md names {word}, which does not exist"
+            );
+            count += 1;
+        }
+        assert!(count > 50, "only {count} tests are named");
+    }
+}

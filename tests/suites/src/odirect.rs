@@ -6,7 +6,7 @@
 //! host's own view of the memory and of the drive.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
 use nix::unistd::pipe;
@@ -31,6 +31,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(without_struct_pages_it_is_efault).timeout(60),
         test!(a_read_only_buffer_is_not_written_to),
         test!(vmsplice_is_refused),
+        test!(registered_buffers_are_refused),
     ],
 };
 
@@ -319,6 +320,63 @@ fn vmsplice_is_refused(ctx: &Ctx) -> Result<()> {
         wait_until("all bytes free again", free)?;
     }
     Ok(())
+}
+
+/// R16: io_uring's registered buffers are pinned for as long as the ring lives, which no memory that
+/// can be revoked allows. No reference is left behind.
+fn registered_buffers_are_refused(ctx: &Ctx) -> Result<()> {
+    const REGISTER_BUFFERS: u32 = 0;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let before = provider.node.info()?.regions;
+    // struct io_uring_params: 120 bytes, all zero for a ring with nothing special.
+    let mut parameters = [0u64; 15];
+    // SAFETY: The structure lives; what is returned is a new descriptor.
+    let ring = unsafe {
+        let fd = libc::syscall(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr());
+        OwnedFd::from_raw_fd(Errno::result(fd).context("io_uring_setup")? as i32)
+    };
+    let register = |part: &libc::iovec| {
+        // SAFETY: The element lives; the memory that it names is pinned at most.
+        Errno::result(unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_register,
+                ring.as_raw_fd(),
+                REGISTER_BUFFERS,
+                std::ptr::from_ref(part),
+                1,
+            )
+        })
+        .map(drop)
+    };
+    for (backing, wanted) in [
+        (BARBUF_BACKING_PFN, Errno::EFAULT),
+        (BARBUF_BACKING_PAGE, Errno::EOPNOTSUPP),
+    ] {
+        let buffer = provider.node.export(&Export::any(GIB).backing(backing))?;
+        let map = Mapping::whole(&buffer)?;
+        fill(&map, 0, 2 * PAGE, 12)?;
+        let answer = register(&libc::iovec {
+            iov_base: map.at(0).cast(),
+            iov_len: 2 * PAGE as usize,
+        });
+        ensure!(answer == Err(wanted), "backing {backing}: {answer:?}");
+        verify(&map, 0, 2 * PAGE, 12)?;
+        drop((map, buffer));
+        let free = || {
+            provider
+                .node
+                .info()
+                .is_ok_and(|info| info.regions == before)
+        };
+        wait_until("all bytes free again", free)?;
+    }
+    // Ordinary memory can be registered: the refusal above is about the device's.
+    let ordinary = Aligned::new(2 * PAGE)?;
+    register(&libc::iovec {
+        iov_base: ordinary.as_ptr().cast(),
+        iov_len: 2 * PAGE as usize,
+    })
+    .context("registering ordinary memory")
 }
 
 /// A file on a drive, from which something is read while the buffer goes away.

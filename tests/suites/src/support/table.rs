@@ -60,6 +60,12 @@ impl Test {
         }
     }
 
+    /// What it is called in its suite.
+    #[cfg(test)]
+    pub(crate) const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// The topologies to run on, once on each; `npu-cmb` unless told.
     pub(crate) const fn on(mut self, topologies: &'static [&'static str]) -> Self {
         self.topologies = topologies;

@@ -474,8 +474,12 @@ fn follow(stream: UnixStream, copy: &Path, events: Sender<Event>, console: bool)
 /// The guest's root file system.
 pub(crate) fn build_initramfs(parts: &Parts, spec: &BootSpec) -> Result<Vec<u8>> {
     let mut archive = Initramfs::default();
-    archive.file_from("/init", 0o755, &parts.init)?;
-    archive.file_from("/suites", 0o755, &parts.suites)?;
+    archive.file_from("/init", 0o755, &parts.programs.init)?;
+    archive.file_from("/suites", 0o755, &parts.programs.suites)?;
+    for (path, program) in &parts.programs.probes {
+        archive.file_from(path, 0o755, program)?;
+    }
+    archive.file_from("/bin/busybox", 0o755, Path::new("/usr/bin/busybox"))?;
     for module in &parts.modules {
         archive.file(&module.file.path, 0o644, &module.contents);
     }
@@ -484,7 +488,6 @@ pub(crate) fn build_initramfs(parts: &Parts, spec: &BootSpec) -> Result<Vec<u8>>
         archive.directory(directory);
     }
     if matches!(spec.job, Job::Shell) {
-        archive.file_from("/bin/busybox", 0o755, Path::new("/usr/bin/busybox"))?;
         archive.symlink("/bin/sh", "busybox");
     }
     Ok(archive.finish())

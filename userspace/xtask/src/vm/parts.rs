@@ -21,19 +21,23 @@ const WANTED: &[&str] = &["nvme", "ext4", "vfio_pci", "vfio_iommu_type1"];
 /// The module under test.
 const PRODUCT: &str = "barbuf";
 
+/// A C program of the guest, `tests/vm/probe`, as ordinary programs of 64 and of 32 bits are.
+const PROBES: &[(&str, &str)] = &[("probe64", "-m64"), ("probe32", "-m32")];
+
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) kernel: Kernel,
     pub(crate) modules: Vec<Module>,
-    pub(crate) init: PathBuf,
-    pub(crate) suites: PathBuf,
+    pub(crate) programs: Programs,
 }
 
 /// The programs of the guest, which also tell on the host what tests there are.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
-    init: PathBuf,
-    suites: PathBuf,
+    pub(crate) init: PathBuf,
+    pub(crate) suites: PathBuf,
+    /// Where they lie in the guest, and here.
+    pub(crate) probes: Vec<(String, PathBuf)>,
 }
 
 impl Programs {
@@ -55,11 +59,27 @@ impl Programs {
             .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
         Log::create(ctx, ctx.target.join("guest-programs.log"))?
             .run(&mut cargo, "the guest's programs could not be built")?;
+        let probes = PROBES
+            .iter()
+            .map(|(name, bits)| {
+                let program = target_dir.join(name);
+                let mut gcc = Command::new("gcc");
+                gcc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", bits, "-o"])
+                    .arg(&program)
+                    .arg("-I")
+                    .arg(ctx.repo.join("uapi"))
+                    .arg(ctx.repo.join("tests/vm/probe/probe.c"));
+                Log::create(ctx, ctx.target.join(format!("{name}.log")))?
+                    .run(&mut gcc, &format!("{name} could not be built"))?;
+                Ok((format!("/{name}"), program))
+            })
+            .collect::<Result<_>>()?;
         step.done();
         let dir = target_dir.join(TARGET).join("release");
         Ok(Programs {
             init: dir.join("barbuf-guest"),
             suites: dir.join("barbuf-suites"),
+            probes,
         })
     }
 
@@ -82,12 +102,10 @@ impl Parts {
         if !modules.iter().any(|module| module.file.name == PRODUCT) {
             bail!("the build made no {PRODUCT}.ko");
         }
-        let Programs { init, suites } = programs.clone();
         Ok(Parts {
             kernel,
             modules,
-            init,
-            suites,
+            programs: programs.clone(),
         })
     }
 
