@@ -58,9 +58,9 @@ pub(crate) struct TestArgs {
     /// The kernels to test on
     #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
     pub(crate) kernel: KernelChoice,
-    /// Run only tests whose full name (`suite::test`) contains this
-    #[arg(long)]
-    pub(crate) filter: Option<String>,
+    /// Run only tests whose full name (`suite::test`) contains this; given several times, one of these
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) filter: Vec<String>,
     /// Run only tests of this topology
     #[arg(long)]
     pub(crate) topology: Option<String>,
@@ -125,7 +125,7 @@ pub(crate) enum KernelChoice {
 impl TestArgs {
     /// Whether nothing is selected among the tests.
     pub(crate) fn is_unselective(&self) -> bool {
-        self.filter.is_none() && self.topology.is_none()
+        self.filter.is_empty() && self.topology.is_none()
     }
 
     /// Whether the tests on the host belong to it: not when one topology, or the debug kernel

@@ -30,9 +30,7 @@ pub(crate) fn test(ctx: &Ctx, args: &TestArgs, report: &mut Report<'_>) -> Resul
         "--workspace",
         "--no-fail-fast",
     ]);
-    if let Some(filter) = &args.filter {
-        cargo.arg("--").arg(filter);
-    }
+    cargo.arg("--").args(&args.filter);
     // The output tells more than the exit status: which tests failed, and why.
     let ended = log.quiet(&mut cargo)?;
     let output = fs::read_to_string(log.path())?;

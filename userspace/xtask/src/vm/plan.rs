@@ -11,9 +11,16 @@ use crate::kernel::Flavour;
 /// Which tests to run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Selection<'a> {
-    /// Part of `suite::test`.
-    pub(crate) filter: Option<&'a str>,
+    /// Parts of `suite::test`, of which one has to be there; all tests if there are none.
+    pub(crate) filter: &'a [String],
     pub(crate) topology: Option<&'a str>,
+}
+
+impl Selection<'_> {
+    /// Whether a test of this name is asked for.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        self.filter.is_empty() || self.filter.iter().any(|text| name.contains(text))
+    }
 }
 
 /// Tests that share a boot.
@@ -62,9 +69,7 @@ pub(crate) fn boots(
     let wanted = |test: &&ListedTest| {
         test.kernels.contains(&flavour.to_string())
             && selection.topology.is_none_or(|name| test.topology == name)
-            && selection
-                .filter
-                .is_none_or(|text| full_name(test).contains(text))
+            && selection.names(&full_name(test))
     };
     let tests: Vec<&ListedTest> = tests.iter().filter(wanted).collect();
     let mut boots = Vec::new();
@@ -216,12 +221,12 @@ mod tests {
         );
         assert_eq!(all[0].suites.len(), 2);
         let filter = Selection {
-            filter: Some("b::t"),
+            filter: &["b::t".into(), "nothing".into()],
             topology: None,
         };
         assert_eq!(boots(&tests, Flavour::Stock, &filter).len(), 1);
         let topology = Selection {
-            filter: None,
+            filter: &[],
             topology: Some("iommu"),
         };
         assert_eq!(boots(&tests, Flavour::Stock, &topology).len(), 1);

@@ -129,12 +129,10 @@ const PREFIX: &str = "runner::";
 
 /// Whether the selection of tests leaves these in.
 pub(crate) fn is_selected(selection: &Selection<'_>) -> bool {
-    let named = |text: &str| {
-        CASES
-            .iter()
-            .any(|case| format!("{PREFIX}{}", case.name).contains(text))
-    };
-    selection.topology.is_none() && selection.filter.is_none_or(named)
+    let named = CASES
+        .iter()
+        .any(|case| selection.names(&format!("{PREFIX}{}", case.name)));
+    selection.topology.is_none() && named
 }
 
 /// Runs the guests two at a time: each uses one processor and waits a lot.
