@@ -14,6 +14,7 @@ mod copy;
 mod debug;
 mod export;
 mod ext;
+mod few;
 #[cfg(CONFIG_KUNIT)]
 mod kunit;
 mod map;

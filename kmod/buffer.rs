@@ -27,6 +27,7 @@ use crate::{
             NewVma, //
         }, //
     },
+    few::Few,
     map::Mapping,
     node::Ticket,
     provider::{
@@ -65,7 +66,7 @@ pub(crate) enum Memory {
     /// Nothing but addresses.
     Frames,
     /// Folios, for each range.
-    Folios(KVec<Hold>),
+    Folios(Few<Hold>),
     /// Bytes from a pool, used without their pages.
     Pool(#[expect(dead_code, reason = "held until dropped")] PoolRange),
     /// Pages from a pool.
@@ -94,7 +95,7 @@ pub(crate) struct Live {
     /// What stands behind the bytes.
     pub(crate) memory: Memory,
     /// The cache mode of its addresses.
-    pub(crate) _write_combining: KVec<WriteCombining>,
+    pub(crate) _write_combining: Few<WriteCombining>,
     /// The claim on the bytes.
     pub(crate) _reservation: Reservation,
 }
@@ -155,7 +156,7 @@ pub(crate) struct Buffer {
     /// The physical address of the region's first byte.
     pub(crate) base: u64,
     /// Its bytes, in the region.
-    pub(crate) ranges: KVec<Range>,
+    pub(crate) ranges: Few<Range>,
     /// How many bytes those are.
     pub(crate) size: u64,
     /// What was asked for.
@@ -188,7 +189,7 @@ pub(crate) struct Plan {
     pub(crate) provider: Arc<Provider>,
     pub(crate) region: u32,
     pub(crate) base: u64,
-    pub(crate) ranges: KVec<Range>,
+    pub(crate) ranges: Few<Range>,
     pub(crate) size: u64,
     pub(crate) terms: Export,
     pub(crate) order: PageOrder,

@@ -30,6 +30,7 @@ use crate::{
         },
         trace, //
     },
+    few::Few,
     node::{
         Session,
         Ticket, //
@@ -69,14 +70,14 @@ use kernel::{
 
 /// The ranges of a request, as user space wrote them.
 struct Wanted {
-    ranges: KVec<Range>,
+    ranges: Few<Range>,
     /// With `Flags::ANY`.
     len: u64,
 }
 
 impl Wanted {
     fn read(array: &UserArray, export: &Export, region: &Region) -> Result<Self> {
-        let mut ranges = KVec::new();
+        let mut ranges = Few::None;
         if export.flags.contains(Flags::ANY) {
             let range: uapi::UserRange = array.read(0)?;
             return Ok(Self {
@@ -87,17 +88,17 @@ impl Wanted {
         for index in 0..export.nr_ranges {
             let range: uapi::UserRange = array.read(index)?;
             let range = Range::new(range.offset, range.length).map_err(errno)?;
-            ranges.push(range, GFP_KERNEL_ACCOUNT)?;
+            ranges.push(range)?;
         }
         let len = range::validate(&ranges, region.physical.len()).map_err(errno)?;
         Ok(Self { ranges, len })
     }
 
-    fn place(&self) -> Place<'_> {
+    fn place(self) -> Place {
         if self.ranges.is_empty() {
             Place::Any(self.len)
         } else {
-            Place::Fixed(&self.ranges)
+            Place::Fixed(self.ranges)
         }
     }
 }
@@ -105,7 +106,7 @@ impl Wanted {
 /// Memory for a buffer, and where it lies.
 struct Obtained {
     live: Live,
-    ranges: KVec<Range>,
+    ranges: Few<Range>,
 }
 
 /// The size of struct pages to use: what was asked for, or the largest that the ranges allow.
@@ -133,11 +134,11 @@ fn from_region(
     index: u32,
     export: &Export,
     limit: PageOrder,
-    wanted: &Wanted,
+    wanted: Wanted,
 ) -> Result<Obtained> {
     let region = session.provider.regions.get(index as usize).ok_or(EINVAL)?;
     let pages = match export.backing {
-        Backing::Page => Some(page_size(export, limit, region, wanted)),
+        Backing::Page => Some(page_size(export, limit, region, &wanted)),
         Backing::Pfn => None,
     };
     let terms = Terms {
@@ -148,14 +149,14 @@ fn from_region(
     };
     let (reservation, ranges, map) = session.provider.claim(index, wanted.place(), terms)?;
 
-    let mut write_combining = KVec::new();
-    let mut holds = KVec::new();
+    let mut write_combining = Few::None;
+    let mut holds = Few::None;
     for range in ranges.iter() {
         let physical = physical(region, *range)?;
         if let Some(map) = &map {
-            holds.push(map.hold(physical)?, GFP_KERNEL_ACCOUNT)?;
+            holds.push(map.hold(physical)?)?;
         } else if export.cache == Cache::WriteCombining {
-            write_combining.push(WriteCombining::reserve(physical)?, GFP_KERNEL_ACCOUNT)?;
+            write_combining.push(WriteCombining::reserve(physical)?)?;
         }
     }
     Ok(Obtained {
@@ -172,12 +173,12 @@ fn from_region(
 }
 
 /// Takes memory from the pool of an adopted provider.
-fn from_pool(session: &Session, index: u32, export: &Export, wanted: &Wanted) -> Result<Obtained> {
+fn from_pool(session: &Session, index: u32, export: &Export, len: u64) -> Result<Obtained> {
     let region = session.provider.regions.get(index as usize).ok_or(EINVAL)?;
     // An alignment that the pool has no room for is not worth failing for.
     let mut taken = Err(ENOSPC);
-    for order in alloc::preferences(wanted.len) {
-        taken = PoolRange::alloc(&session.provider.function, wanted.len, *order);
+    for order in alloc::preferences(len) {
+        taken = PoolRange::alloc(&session.provider.function, len, *order);
         if taken.is_ok() {
             break;
         }
@@ -188,11 +189,7 @@ fn from_pool(session: &Session, index: u32, export: &Export, wanted: &Wanted) ->
         .start()
         .checked_sub(region.physical.start())
         .ok_or(ENODEV)?;
-    let mut ranges = KVec::new();
-    ranges.push(
-        Range::new(offset, wanted.len).map_err(errno)?,
-        GFP_KERNEL_ACCOUNT,
-    )?;
+    let ranges = Few::One(Range::new(offset, len).map_err(errno)?);
     let memory = match export.backing {
         Backing::Pfn => Memory::Pool(taken),
         Backing::Page => Memory::PoolPages(PoolPages::new(taken)?),
@@ -200,7 +197,7 @@ fn from_pool(session: &Session, index: u32, export: &Export, wanted: &Wanted) ->
     Ok(Obtained {
         live: Live {
             memory,
-            _write_combining: KVec::new(),
+            _write_combining: Few::None,
             _reservation: session.provider.count(index),
         },
         ranges,
@@ -272,10 +269,11 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
     let ticket = Ticket::new(&session.own, &session.all)?;
     let fd = FileDescriptorReservation::get_unused_fd_flags(export.open.fd_flags())?;
 
+    let size = wanted.len;
     let obtained = if region.facts.pool {
-        from_pool(session, user.region, &export, &wanted)?
+        from_pool(session, user.region, &export, size)?
     } else {
-        from_region(session, user.region, &export, limit, &wanted)?
+        from_region(session, user.region, &export, limit, wanted)?
     };
     if export.flags.contains(Flags::ZERO) {
         let write_combining = export.cache == Cache::WriteCombining;
@@ -288,14 +286,14 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
     }
 
     let order = leaf_limit(&obtained.live, region, &obtained.ranges, limit);
-    let cookie = provider.next_cookie(wanted.len)?;
+    let cookie = provider.next_cookie(size)?;
     let first = obtained.ranges.first().copied().ok_or(EINVAL)?;
     let dmabuf = Buffer::new(Plan {
         provider: provider.clone(),
         region: user.region,
         base: region.physical.start(),
         ranges: obtained.ranges,
-        size: wanted.len,
+        size,
         terms: export,
         order,
         cookie,
@@ -310,7 +308,7 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
     // CAST: File descriptors are small.
     argument.value.out_fd = fd.reserved_fd() as i32;
     argument.value.out_page_shift = order.shift();
-    argument.value.out_size = wanted.len;
+    argument.value.out_size = size;
     argument.value.out_cookie = cookie;
     argument.value.out_phys_class = order::align_class(dmabuf.data().first_physical());
     if export.flags.contains(Flags::ANY) {
@@ -321,13 +319,7 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
         array.write(0, range)?;
     }
     argument.write()?;
-    trace::export(
-        dmabuf.id(),
-        user.region,
-        wanted.len,
-        export.backing,
-        export.cache,
-    );
+    trace::export(dmabuf.id(), user.region, size, export.backing, export.cache);
     dmabuf.install(fd);
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Providers: PCI functions whose memory is exported.
 //!
 //! `region.rs` has the stretches of a provider that can be exported, `claims.rs` what is taken of
-//! them.
+//! them, `buffers.rs` who has it.
 //!
 //! Lock order, for the whole module, outermost first:
 //!
@@ -17,10 +17,12 @@
 //! No user memory is touched under 3 to 6, because a page fault takes 2. A [`Gate`] is entered
 //! before 4 and never waited for under it.
 
+mod buffers;
 mod claims;
 mod region;
 
 use self::{
+    buffers::Buffers,
     claims::Taken,
     region::largest, //
 };
@@ -55,7 +57,6 @@ use crate::{
 use kernel::{
     new_mutex,
     prelude::*,
-    rbtree::RBTree,
     str::CString,
     sync::{
         Arc,
@@ -94,8 +95,7 @@ impl Kind {
 
 struct Inner {
     taken: KVec<Taken>,
-    /// By the last offset of its window, see [`Provider::find`].
-    buffers: RBTree<u64, Arc<Buffer>>,
+    buffers: Buffers,
     next_cookie: u64,
     next_owner: u64,
 }
@@ -165,7 +165,7 @@ impl Provider {
                 gate <- Gate::new(hardware),
                 inner <- new_mutex!(Inner {
                     taken,
-                    buffers: RBTree::new(),
+                    buffers: Buffers::new(),
                     next_cookie: 0,
                     next_owner: 1,
                 }),
@@ -311,28 +311,19 @@ impl Provider {
     ///
     /// `ENOMEM`
     pub(crate) fn insert(&self, buffer: &Arc<Buffer>) -> Result {
-        let node = kernel::rbtree::RBTreeNode::new(
-            buffer.last_offset(),
-            buffer.clone(),
-            GFP_KERNEL_ACCOUNT,
-        )?;
-        self.inner.lock().buffers.insert(node);
-        Ok(())
+        self.inner.lock().buffers.insert(buffer.clone())
     }
 
     /// Forgets the buffer.
     pub(crate) fn remove(&self, buffer: &Buffer) {
-        let removed = self.inner.lock().buffers.remove(&buffer.last_offset());
+        let removed = self.inner.lock().buffers.remove(buffer.last_offset());
         // Outside of the lock: this may be the last reference.
         drop(removed);
     }
 
     /// The buffer whose window of the node's offsets `offset` lies in.
     pub(crate) fn find(&self, offset: u64) -> Option<Arc<Buffer>> {
-        let inner = self.inner.lock();
-        let cursor = inner.buffers.cursor_lower_bound(&offset)?;
-        let (_, buffer) = cursor.current();
-        (buffer.cookie <= offset).then(|| buffer.clone())
+        self.inner.lock().buffers.at(offset).cloned()
     }
 
     /// Calls `f` for the first buffer behind offset `after`, and returns that buffer's last offset,
@@ -343,9 +334,8 @@ impl Provider {
             Some(after) => after.checked_add(1)?,
         };
         let inner = self.inner.lock();
-        let cursor = inner.buffers.cursor_lower_bound(&from)?;
-        let (last, buffer) = cursor.current();
-        Some((*last, buffer.clone()))
+        let (last, buffer) = inner.buffers.first_from(from)?;
+        Some((last, buffer.clone()))
     }
 
     /// All buffers, in the order of their export, while others come and go.

@@ -9,10 +9,12 @@ use super::{
 use crate::{
     copy::errno,
     ext::pagemap::PageMap,
+    few::Few,
     pure::{
         alloc::{
             self,
             Claim,
+            Floor,
             Space, //
         },
         mode::{
@@ -32,6 +34,8 @@ use kernel::{
 pub(super) struct Taken {
     /// Sorted by start.
     claims: KVec<Claim>,
+    /// Where to begin to look for room.
+    floor: Floor,
     /// Those of the claims whose owners are gone, but on whose pages somebody still holds a
     /// reference.
     draining: KVec<Claim>,
@@ -88,25 +92,26 @@ impl Provider {
     pub(crate) fn claim(
         self: &Arc<Self>,
         index: u32,
-        place: Place<'_>,
+        place: Place,
         terms: Terms,
-    ) -> Result<(Reservation, KVec<Range>, Option<Arc<PageMap>>)> {
+    ) -> Result<(Reservation, Few<Range>, Option<Arc<PageMap>>)> {
         let region = self.regions.get(index as usize).ok_or(EINVAL)?;
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let owner = inner.next_owner;
         let taken = inner.taken.get_mut(index as usize).ok_or(EINVAL)?;
         taken.purge(region);
+        taken.floor.rise(&taken.claims);
 
-        let mut ranges = KVec::new();
-        match place {
-            Place::Fixed(wanted) => ranges.extend_from_slice(wanted, GFP_KERNEL_ACCOUNT)?,
+        let ranges = match place {
+            Place::Fixed(ranges) => ranges,
             Place::Any(len) => {
                 let space = Space {
                     claims: &taken.claims,
                     reserved: &[],
                     len: region.physical.len(),
                     phys_base: region.physical.start(),
+                    floor: taken.floor,
                 };
                 // Whole pages of that size have to fit, or the largest that do.
                 let exact = [terms.pages.unwrap_or(PageOrder::Page4K)];
@@ -115,9 +120,9 @@ impl Provider {
                     None => alloc::preferences(len),
                 };
                 let start = alloc::find(&space, len, preference).map_err(errno)?;
-                ranges.push(Range::new(start, len).map_err(errno)?, GFP_KERNEL_ACCOUNT)?;
+                Few::One(Range::new(start, len).map_err(errno)?)
             }
-        }
+        };
         if let Some(pages) = terms.pages {
             let whole = |range: &Range| {
                 let start = region.physical.start().wrapping_add(range.start());
@@ -128,9 +133,9 @@ impl Provider {
             }
         }
 
-        let mut starts = KVec::with_capacity(ranges.len(), GFP_KERNEL_ACCOUNT)?;
+        let mut starts = Few::None;
         for range in ranges.iter() {
-            starts.push(range.start(), GFP_KERNEL_ACCOUNT)?;
+            starts.push(range.start())?;
         }
         taken.claims.reserve(ranges.len(), GFP_KERNEL_ACCOUNT)?;
         // Room for the way out, which must not fail: at most one entry for each claim.
@@ -138,8 +143,9 @@ impl Provider {
         let spare = most.saturating_sub(taken.draining.len());
         taken.draining.reserve(spare, GFP_KERNEL_ACCOUNT)?;
         for range in ranges.iter() {
-            alloc::check_fixed(&taken.claims, &[], &terms.claim(*range, owner)).map_err(errno)?;
-            if terms.fresh && !alloc::is_free(&taken.claims, *range) {
+            let others = taken.floor.in_reach(&taken.claims, range.start());
+            alloc::check_fixed(others, &[], &terms.claim(*range, owner)).map_err(errno)?;
+            if terms.fresh && !alloc::is_free(others, *range) {
                 return Err(EBUSY);
             }
         }
@@ -158,6 +164,7 @@ impl Provider {
                 .claims
                 .insert_within_capacity(at, claim)
                 .map_err(|_| ENOMEM)?;
+            taken.floor.added(*range);
         }
         taken.buffers = taken.buffers.saturating_add(1);
         inner.next_owner = owner.saturating_add(1);
@@ -183,7 +190,7 @@ impl Provider {
             provider: self.clone(),
             index,
             owner: 0,
-            starts: KVec::new(),
+            starts: Few::None,
         }
     }
 
@@ -205,6 +212,7 @@ impl Provider {
             reserved: &[],
             len: region.physical.len(),
             phys_base: region.physical.start(),
+            floor: Floor::new(),
         }
         .free_bytes()
     }
@@ -224,6 +232,7 @@ impl Taken {
     pub(super) fn nothing() -> Self {
         Self {
             claims: KVec::new(),
+            floor: Floor::new(),
             draining: KVec::new(),
             buffers: 0,
             map: None,
@@ -242,11 +251,11 @@ impl Taken {
 
     /// Drops the claims of owners that are gone and whose pages nobody holds any more.
     fn purge(&mut self, region: &Region) {
-        let (claims, map) = (&mut self.claims, &self.map);
+        let (claims, floor, map) = (&mut self.claims, &mut self.floor, &self.map);
         self.draining.retain(|claim| {
             let busy = in_use(map, region, claim.range);
             if !busy {
-                forget(claims, claim);
+                forget(claims, floor, claim);
             }
             busy
         });
@@ -258,14 +267,15 @@ impl Taken {
         if !in_use(&self.map, region, claim.range)
             || self.draining.push_within_capacity(claim).is_err()
         {
-            forget(&mut self.claims, &claim);
+            forget(&mut self.claims, &mut self.floor, &claim);
         }
     }
 }
 
-fn forget(claims: &mut KVec<Claim>, claim: &Claim) {
+fn forget(claims: &mut KVec<Claim>, floor: &mut Floor, claim: &Claim) {
     if let Some(index) = alloc::index_of(claims, claim.range.start(), claim.owner) {
         let _ = claims.remove(index);
+        floor.removed(claim);
     }
 }
 
@@ -277,9 +287,9 @@ fn in_use(map: &Option<Arc<PageMap>>, region: &Region, range: Range) -> bool {
 }
 
 /// Where a new buffer should lie.
-pub(crate) enum Place<'a> {
+pub(crate) enum Place {
     /// Exactly there.
-    Fixed(&'a [Range]),
+    Fixed(Few<Range>),
     /// So many bytes, anywhere.
     Any(u64),
 }
@@ -318,7 +328,7 @@ pub(crate) struct Reservation {
     index: u32,
     owner: u64,
     /// Where the claims begin; empty for pools.
-    starts: KVec<u64>,
+    starts: Few<u64>,
 }
 
 impl Drop for Reservation {

@@ -109,6 +109,67 @@ pub fn index_of(claims: &[Claim], start: u64, owner: u64) -> Option<usize> {
     first.checked_add(among)
 }
 
+/// Where a search can begin. Without it, handing out a full region piece by piece would look at all
+/// pieces for each.
+///
+/// # Invariants
+///
+/// Every byte in front of it is held, and no claim that starts in front of it reaches behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor(u64);
+
+impl Floor {
+    /// The start of the region, which is always right.
+    pub const fn new() -> Self {
+        // INVARIANT: Nothing is in front of it.
+        Floor(0)
+    }
+
+    /// Moves on to the first byte that nobody holds. `claims` is sorted by start.
+    pub fn rise(&mut self, claims: &[Claim]) {
+        let behind = claims.get(self.index(claims)..).unwrap_or_default();
+        // INVARIANT: Each claim begins at or in front of the end of those before it.
+        for claim in behind {
+            if claim.range.start() > self.0 {
+                break;
+            }
+            self.0 = self.0.max(claim.range.end());
+        }
+    }
+
+    /// A claim on `range` has been added.
+    pub fn added(&mut self, range: Range) {
+        // Only shared claims can begin where somebody holds the bytes already.
+        if range.start() < self.0 && range.end() > self.0 {
+            *self = Floor::new();
+        }
+    }
+
+    /// `claim` has been removed.
+    pub fn removed(&mut self, claim: &Claim) {
+        if claim.range.start() >= self.0 {
+            return;
+        }
+        // INVARIANT: Nobody else held a byte of an exclusive claim, so that those in front of it end
+        // there. Shared claims nest, and it is not worth while to look which do.
+        self.0 = if claim.shared { 0 } else { claim.range.start() };
+    }
+
+    /// Those of `claims` that can overlap a range that starts at `start`. `claims` is sorted by
+    /// start.
+    pub fn in_reach<'a>(&self, claims: &'a [Claim], start: u64) -> &'a [Claim] {
+        if start < self.0 {
+            return claims;
+        }
+        claims.get(self.index(claims)..).unwrap_or_default()
+    }
+
+    /// The index of the first claim that starts at or behind it.
+    fn index(&self, claims: &[Claim]) -> usize {
+        claims.partition_point(|claim| claim.range.start() < self.0)
+    }
+}
+
 /// Everything that is not free, sorted by start: claims and reserved ranges merged.
 struct Taken<'a> {
     claims: &'a [Claim],
@@ -168,6 +229,8 @@ pub struct Space<'a> {
     pub len: u64,
     /// The physical address of the region's first byte, a multiple of 4 KiB.
     pub phys_base: u64,
+    /// A floor of `claims`.
+    pub floor: Floor,
 }
 
 impl Space<'_> {
@@ -187,8 +250,12 @@ impl Space<'_> {
 
     /// The lowest free place for `len` bytes at exactly this alignment.
     fn find_aligned(&self, len: u64, order: PageOrder) -> Option<u64> {
-        let mut candidate = self.align_up(0, order)?;
-        for taken in self.taken() {
+        let mut candidate = self.align_up(self.floor.0, order)?;
+        let taken = Taken {
+            claims: self.floor.in_reach(self.claims, self.floor.0),
+            reserved: self.reserved,
+        };
+        for taken in taken {
             // All that is left starts at or behind this one, so that the gap in front of it is
             // free.
             if candidate.checked_add(len)? <= taken.start() {

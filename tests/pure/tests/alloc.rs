@@ -5,7 +5,7 @@
 mod common;
 
 use barbuf_pure_tests::pure::{
-    alloc::{self, Claim, Space},
+    alloc::{self, Claim, Floor, Space},
     errno::Errno,
     mode::{Backing, Cache},
     order::PageOrder,
@@ -141,6 +141,7 @@ fn nested_claims() {
         reserved: &[],
         len: 110 * PAGE_SIZE,
         phys_base: 0,
+        floor: Floor::new(),
     };
     assert_eq!(space.free_bytes(), 10 * PAGE_SIZE);
     assert_eq!(
@@ -158,6 +159,7 @@ fn alignment_is_that_of_the_physical_address() {
         reserved: &[],
         len: 8 * G,
         phys_base: 5 * G + G / 2,
+        floor: Floor::new(),
     };
     let find = |space: &Space<'_>, len| alloc::find(space, len, alloc::preferences(len));
     assert_eq!(find(&space, G), Ok(G / 2));
@@ -181,6 +183,7 @@ fn senseless_lengths() {
         reserved: &[],
         len: 1 << 30,
         phys_base: 0,
+        floor: Floor::new(),
     };
     for len in [0, 1, 4095, 4097] {
         assert_eq!(
@@ -241,6 +244,7 @@ proptest! {
             reserved: &reserved,
             len: region * PAGE_SIZE,
             phys_base: phys * PAGE_SIZE,
+            floor: Floor::new(),
         };
         prop_assert_eq!(
             alloc::find(&space, pages * PAGE_SIZE, &orders).ok(),
@@ -262,7 +266,7 @@ proptest! {
             .filter_map(|(a, b)| Range::between(a.min(b), a.max(b)))
             .collect();
         ranges.sort_by_key(|range| range.start());
-        let space = Space { claims: &[], reserved: &ranges, len, phys_base };
+        let space = Space { claims: &[], reserved: &ranges, len, phys_base, floor: Floor::new() };
         prop_assert!(space.free_bytes() <= len);
         let wanted = wanted & !4095;
         if let Ok(start) = alloc::find(&space, wanted, alloc::preferences(wanted)) {
@@ -297,6 +301,7 @@ proptest! {
             reserved: &[],
             len: 4 * PMD_PAGES * PAGE_SIZE,
             phys_base: phys * PAGE_SIZE,
+            floor: Floor::new(),
         };
         let preference = alloc::preferences(pages * PAGE_SIZE);
         prop_assert_eq!(
@@ -325,7 +330,7 @@ proptest! {
                 continue;
             }
             if !fixed {
-                let space = Space { claims: &claims, reserved: &[], len: 40 * PAGE_SIZE, phys_base: 0 };
+                let space = Space { claims: &claims, reserved: &[], len: 40 * PAGE_SIZE, phys_base: 0, floor: Floor::new() };
                 let Ok(start) = alloc::find(&space, wanted.range.len(), &[PageOrder::Page4K]) else {
                     continue;
                 };
@@ -343,6 +348,89 @@ proptest! {
                     prop_assert!(alike || !a.range.overlaps(b.range));
                 }
             }
+        }
+    }
+}
+
+/// What happens to a list of claims.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Somebody wants these bytes.
+    Fixed(Claim),
+    /// Somebody wants so many pages, anywhere.
+    Any(u64, bool),
+    /// The claim at this index, counted round, goes.
+    Remove(usize),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        any_claim(40).prop_map(Step::Fixed),
+        (1u64..6, any::<bool>()).prop_map(|(pages, shared)| Step::Any(pages, shared)),
+        any::<usize>().prop_map(Step::Remove),
+    ]
+}
+
+proptest! {
+    /// A search that begins at the floor finds what one from the start finds, and a check of those
+    /// in reach says what one of all says, whatever comes and goes.
+    #[test]
+    fn a_floor_changes_no_answer(steps in prop::collection::vec(any_step(), 1..120), phys in 0u64..8) {
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut floor = Floor::new();
+        let mut owner = 100;
+        for step in steps {
+            floor.rise(&claims);
+            let from_start = |floor| Space {
+                claims: &claims,
+                reserved: &[],
+                len: 64 * PAGE_SIZE,
+                phys_base: phys * PAGE_SIZE,
+                floor,
+            };
+            let mut wanted = match step {
+                Step::Remove(_) if claims.is_empty() => continue,
+                Step::Remove(index) => {
+                    let gone = claims.remove(index % claims.len());
+                    floor.removed(&gone);
+                    continue;
+                }
+                Step::Fixed(claim) => claim,
+                Step::Any(pages, shared) => {
+                    let find = |floor| {
+                        alloc::find(&from_start(floor), pages * PAGE_SIZE, &[PageOrder::Page4K])
+                    };
+                    let found = find(floor);
+                    prop_assert_eq!(found, find(Floor::new()));
+                    let Ok(start) = found else { continue };
+                    claim(start / PAGE_SIZE, pages, shared)
+                }
+            };
+            owner += 1;
+            wanted.owner = owner;
+            let check = |others: &[Claim]| {
+                (alloc::check_fixed(others, &[], &wanted), alloc::is_free(others, wanted.range))
+            };
+            let answer = check(&claims);
+            prop_assert_eq!(answer, check(floor.in_reach(&claims, wanted.range.start())));
+            if answer.0.is_ok() {
+                claims.insert(alloc::insertion_point(&claims, &wanted), wanted);
+                floor.added(wanted.range);
+            }
+        }
+    }
+
+    /// Pages that are handed out one by one are found without a look at those before.
+    #[test]
+    fn a_full_start_is_passed_over(pages in 1u64..200) {
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut floor = Floor::new();
+        for page in 0..pages {
+            floor.rise(&claims);
+            prop_assert!(floor.in_reach(&claims, page * PAGE_SIZE).is_empty());
+            let next = claim(page, 1, false);
+            claims.push(next);
+            floor.added(next.range);
         }
     }
 }
