@@ -228,7 +228,7 @@ impl Guest<'_> {
             .stdout(output.try_clone()?)
             .stderr(output)
             .fd_mappings(mappings)?;
-        let child = command
+        let child = die_with_us(&mut command)
             .spawn()
             .with_context(|| format!("cannot run {QEMU}"))?;
         // Ends of QEMU's that stayed open here would hide its death.
