@@ -10,10 +10,10 @@ XTASK := $(TOOLCHAIN)/enter.sh $(TOOLCHAIN)/xtask.sh
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test debug-test figures shell modules kernel lint fmt update clean distclean
+.PHONY: help demo test debug-test figures shell modules headers_install kernel lint fmt update clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  ARGS='...'     more options for demo, test, debug-test, figures and shell (ARGS=--help lists them)"
 	@echo "  BARBUF_CACHE   where toolchain and kernels are kept (now: $${BARBUF_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/barbuf})"
@@ -42,6 +42,12 @@ ifdef KDIR
 else
 	@$(XTASK) modules $(ARGS)
 endif
+
+# Where header files go; DESTDIR is for packages.
+PREFIX ?= /usr/local
+
+headers_install: ## install linux/barbuf.h for programs in C and C++: PREFIX=/usr/local DESTDIR=
+	@install -D -m 644 uapi/linux/barbuf.h $(DESTDIR)$(PREFIX)/include/linux/barbuf.h
 
 kernel: ## make a kernel ready: ARGS='--flavour stock|debug|base'
 	@$(XTASK) kernel $(ARGS)

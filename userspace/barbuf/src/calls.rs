@@ -130,3 +130,54 @@ unsafe impl Calls for Kernel {
         retry(|| unsafe { raw::release(node.as_raw_fd(), data) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::request_code_none;
+
+    /// ioctl-sys and nix each have an encoding of their own.
+    #[test]
+    #[cfg(any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "arm",
+        target_arch = "riscv64"
+    ))]
+    fn both_libraries_come_to_the_same_numbers() {
+        use barbuf_sys::BARBUF_IOC_MAGIC as MAGIC;
+        let theirs = [
+            ("BARBUF_INFO", request_code_none!(MAGIC, 0x00)),
+            ("BARBUF_EXPORT", request_code_none!(MAGIC, 0x01)),
+            ("BARBUF_QUERY", request_code_none!(MAGIC, 0x02)),
+            ("BARBUF_REVOKE", request_code_none!(MAGIC, 0x03)),
+            ("BARBUF_ROUTE", request_code_none!(MAGIC, 0x04)),
+            ("BARBUF_ADOPT", request_code_none!(MAGIC, 0x10)),
+            ("BARBUF_RELEASE", request_code_none!(MAGIC, 0x11)),
+        ];
+        let ours = barbuf_sys::ioctl::REQUESTS;
+        let ours: Vec<_> = ours
+            .iter()
+            .map(|(name, n)| (*name, u64::from(*n)))
+            .collect();
+        assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn an_interrupted_call_is_made_again() {
+        let mut calls = 0;
+        let result = retry(|| {
+            calls += 1;
+            Errno::set_raw(if calls < 3 {
+                Errno::EINTR
+            } else {
+                Errno::EBUSY
+            } as i32);
+            -1
+        });
+        assert_eq!((result, calls), (Err(Errno::EBUSY), 3));
+        // A positive result is no error, which the `try` forms of ioctl-sys drop.
+        assert_eq!(retry(|| 7), Ok(()));
+    }
+}

@@ -52,16 +52,25 @@ pub struct CpuAccess<'b> {
     fd: BorrowedFd<'b>,
     direction: Direction,
     open: bool,
+    sync: Sync,
 }
+
+/// What makes the call: the kernel, but in tests.
+type Sync = fn(BorrowedFd<'_>, u64) -> nix::Result<()>;
 
 impl<'b> CpuAccess<'b> {
     pub(crate) fn begin(fd: BorrowedFd<'b>, direction: Direction) -> Result<Self> {
-        dmabuf::sync(fd, abi::SYNC_START | direction.flags())
+        Self::begin_by(fd, direction, dmabuf::sync)
+    }
+
+    fn begin_by(fd: BorrowedFd<'b>, direction: Direction, sync: Sync) -> Result<Self> {
+        sync(fd, abi::SYNC_START | direction.flags())
             .map_err(|errno| Error::os("DMA_BUF_IOCTL_SYNC", errno).of("START"))?;
         Ok(CpuAccess {
             fd,
             direction,
             open: true,
+            sync,
         })
     }
 
@@ -77,7 +86,7 @@ impl<'b> CpuAccess<'b> {
     fn end(&mut self) -> Result<()> {
         // One END for one START, whatever it answers.
         self.open = false;
-        dmabuf::sync(self.fd, abi::SYNC_END | self.direction.flags())
+        (self.sync)(self.fd, abi::SYNC_END | self.direction.flags())
             .map_err(|errno| Error::os("DMA_BUF_IOCTL_SYNC", errno).of("END"))
     }
 }
@@ -87,5 +96,66 @@ impl Drop for CpuAccess<'_> {
         if self.open {
             let _ = self.end();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+    use std::cell::RefCell;
+    use std::os::fd::AsFd as _;
+
+    thread_local! {
+        static CALLS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+        static FAILS: RefCell<Option<Errno>> = const { RefCell::new(None) };
+    }
+
+    fn record(_: BorrowedFd<'_>, flags: u64) -> nix::Result<()> {
+        CALLS.with_borrow_mut(|calls| calls.push(flags));
+        FAILS.with_borrow(|fails| fails.map_or(Ok(()), Err))
+    }
+
+    fn calls_of(run: impl FnOnce(CpuAccess<'_>)) -> Vec<u64> {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        CALLS.take();
+        run(CpuAccess::begin_by(file.as_fd(), Direction::ReadWrite, record).unwrap());
+        CALLS.take()
+    }
+
+    const START: u64 = abi::SYNC_START | abi::SYNC_READ | abi::SYNC_WRITE;
+    const END: u64 = abi::SYNC_END | abi::SYNC_READ | abi::SYNC_WRITE;
+
+    #[test]
+    fn one_end_for_one_start() {
+        assert_eq!(calls_of(|access| drop(access)), [START, END]);
+        assert_eq!(calls_of(|access| access.finish().unwrap()), [START, END]);
+        let panicking = calls_of(|access| {
+            let inside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                let _access = access;
+                panic!("in the middle of an access");
+            }));
+            assert!(inside.is_err());
+        });
+        assert_eq!(panicking, [START, END]);
+    }
+
+    #[test]
+    fn an_end_that_fails_is_seen_and_not_repeated() {
+        let calls = calls_of(|access| {
+            FAILS.set(Some(Errno::EIO));
+            let error = access.finish().unwrap_err();
+            FAILS.set(None);
+            assert_eq!(error.errno(), Some(Errno::EIO as i32));
+            assert!(error.to_string().contains("END"), "{error}");
+        });
+        assert_eq!(calls, [START, END]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_dma_buf_says_so() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let error = CpuAccess::begin(file.as_fd(), Direction::Read).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENOTTY as i32));
     }
 }

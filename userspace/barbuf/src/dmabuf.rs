@@ -144,6 +144,61 @@ mod tests {
         assert_eq!(FdInfo::read(file.as_fd()).unwrap(), None);
     }
 
+    /// The numbers and structures against the C header.
+    #[test]
+    fn the_header_agrees() {
+        use nix::{request_code_readwrite, request_code_write};
+        let sync_file = size_of::<abi::SyncFile>();
+        let facts = [
+            (
+                "DMA_BUF_IOCTL_SYNC",
+                request_code_write!(b'b', 0, size_of::<abi::Sync>()),
+            ),
+            ("DMA_BUF_SET_NAME_B", request_code_write!(b'b', 1, 8)),
+            (
+                "DMA_BUF_IOCTL_EXPORT_SYNC_FILE",
+                request_code_readwrite!(b'b', 2, sync_file),
+            ),
+            (
+                "DMA_BUF_IOCTL_IMPORT_SYNC_FILE",
+                request_code_write!(b'b', 3, sync_file),
+            ),
+            ("DMA_BUF_NAME_LEN", abi::NAME_LEN as u64),
+            ("DMA_BUF_SYNC_READ", abi::SYNC_READ),
+            ("DMA_BUF_SYNC_WRITE", abi::SYNC_WRITE),
+            ("DMA_BUF_SYNC_START", abi::SYNC_START),
+            ("DMA_BUF_SYNC_END", abi::SYNC_END),
+            (
+                "offsetof(struct dma_buf_export_sync_file, fd)",
+                std::mem::offset_of!(abi::SyncFile, fd) as u64,
+            ),
+        ];
+        let mut source = String::from("#include <stddef.h>\n#include <linux/dma-buf.h>\n");
+        for (name, value) in facts {
+            source += &format!("_Static_assert({name} == {value}ull, \"{name}\");\n");
+        }
+        let compiles = |source: &str| {
+            use std::io::Write as _;
+            use std::process::{Command, Stdio};
+            let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
+                .args(["-std=gnu11", "-fsyntax-only", "-x", "c", "-"])
+                .stdin(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("a C compiler");
+            cc.stdin
+                .take()
+                .unwrap()
+                .write_all(source.as_bytes())
+                .unwrap();
+            cc.wait().unwrap().success()
+        };
+        assert!(compiles(&source), "{source}");
+        assert!(!compiles(
+            &source.replace("NAME_LEN == 32", "NAME_LEN == 33")
+        ));
+    }
+
     /// Neither of the two older crates does this.
     #[test]
     fn interrupted_calls_are_restarted() {

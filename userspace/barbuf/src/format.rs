@@ -160,26 +160,40 @@ impl fmt::Display for ParseFormatError {
 
 impl std::error::Error for ParseFormatError {}
 
+/// Four characters, perhaps with `_BE`, and what comes behind.
+fn characters(text: &str) -> Option<(u32, &str)> {
+    let (name, rest) = text.split_at_checked(4)?;
+    let (flag, rest) = match rest.strip_prefix("_BE") {
+        Some(rest) => (BIG_ENDIAN, rest),
+        None => (0, rest),
+    };
+    let bytes = <[u8; 4]>::try_from(name.as_bytes()).ok()?;
+    let is_text = bytes.iter().all(|b| b.is_ascii_graphic() || *b == b' ');
+    // A character can be a colon too, so that the length decides.
+    (is_text && (rest.is_empty() || rest.starts_with(':')))
+        .then(|| (u32::from_le_bytes(bytes) | flag, rest))
+}
+
 impl std::str::FromStr for Format {
     type Err = ParseFormatError;
 
     fn from_str(text: &str) -> Result<Self, ParseFormatError> {
         let hex = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
-        let (code, modifier) = match text.split_once(':') {
-            Some((code, modifier)) => (code, hex(modifier).ok_or(ParseFormatError)?),
-            None => (text, 0),
+        let digits = |text: &'_ str| {
+            let end = text.find(':').unwrap_or(text.len());
+            u32::try_from(hex(&text[..end])?)
+                .ok()
+                .map(|code| (code, end))
         };
-        let (name, flag) = match code.strip_suffix("_BE") {
-            Some(name) if name.len() == 4 => (name, BIG_ENDIAN),
-            _ => (code, 0),
-        };
-        let code = match <[u8; 4]>::try_from(name.as_bytes()) {
-            Ok(bytes) if bytes.iter().all(|b| b.is_ascii_graphic() || *b == b' ') => {
-                u32::from_le_bytes(bytes) | flag
-            }
-            _ => hex(code)
-                .and_then(|code| u32::try_from(code).ok())
+        let (code, rest) = match characters(text) {
+            Some(found) => found,
+            None => digits(text)
+                .map(|(code, end)| (code, &text[end..]))
                 .ok_or(ParseFormatError)?,
+        };
+        let modifier = match rest.strip_prefix(':') {
+            Some(modifier) => hex(modifier).ok_or(ParseFormatError)?,
+            None => 0,
         };
         Ok(Format {
             pixel: PixelFormat(code),
@@ -232,6 +246,23 @@ mod tests {
             "XR2\n",
         ] {
             assert_eq!(text.parse::<Format>(), Err(ParseFormatError), "{text:?}");
+        }
+    }
+
+    /// A property test has found the first.
+    #[test]
+    fn colons_and_digits_are_characters_too() {
+        for (text, characters, modifier) in [
+            (" -w:_BE", *b" -w:", 0),
+            ("A:0x", *b"A:0x", 0),
+            ("0x12:0x5", *b"0x12", 5),
+        ] {
+            let format: Format = text.parse().unwrap();
+            let code = format.pixel.code() & !BIG_ENDIAN;
+            assert_eq!(
+                (code, format.modifier),
+                (u32::from_le_bytes(characters), modifier)
+            );
         }
     }
 

@@ -164,6 +164,7 @@ impl Descriptor {
         let length = u64::from_le_bytes(field(header, 24));
         let range = match (offset, length) {
             (0, 0) => None,
+            (u64::MAX, 0) => return Err(malformed("its range is empty")),
             (offset, 0) => Some(offset..u64::MAX),
             (offset, length) => match offset.checked_add(length) {
                 Some(end) => Some(offset..end),
@@ -329,9 +330,10 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Malformed, "byte {at}");
             assert!(error.hint().is_some());
         }
-        // A range that ends beyond 64 bits.
+        // A range without bytes, and one that ends beyond 64 bits.
         let mut bytes = good;
         bytes[16..24].fill(0xff);
+        assert!(Descriptor::from_bytes(&bytes).is_err());
         bytes[24] = 1;
         assert!(Descriptor::from_bytes(&bytes).is_err());
     }

@@ -27,6 +27,9 @@ const DIALECTS: &[(&str, &str, &str)] = &[
     ("clang++", "c++", "c++17"),
 ];
 
+/// The crates that others can depend on.
+const PUBLISHED: &[&str] = &["barbuf-sys", "barbuf"];
+
 /// What the checks work on.
 struct Tree<'a> {
     ctx: &'a Ctx,
@@ -75,6 +78,26 @@ const CHECKS: &[(&str, Check)] = &[
             "--all-targets",
         ]);
         tree.run("clippy", cargo.args(["--", "-D", "warnings"]))
+    }),
+    ("documentation of the crates", |tree| {
+        let mut cargo = cargo(tree.ctx);
+        cargo.env("RUSTDOCFLAGS", "-D warnings");
+        cargo.args(["doc", "--locked", "--quiet", "--no-deps", "--all-features"]);
+        tree.run("cargo-doc", packages(&mut cargo))
+    }),
+    ("packages of the crates", |tree| {
+        let mut cargo = cargo(tree.ctx);
+        // They need each other, and none is published yet. Cargo 1.85 can look at such packages
+        // together, but only when it is told that it may.
+        cargo.env("RUSTC_BOOTSTRAP", "1").arg("-Zpackage-workspace");
+        cargo.args([
+            "publish",
+            "--dry-run",
+            "--locked",
+            "--quiet",
+            "--allow-dirty",
+        ]);
+        tree.run("cargo-publish", packages(&mut cargo))
     }),
     ("clippy and warnings (module)", kernel_lints),
     ("checkpatch", checkpatch),
@@ -204,6 +227,13 @@ fn cargo(ctx: &Ctx) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(ctx.repo.join("userspace"));
     cargo
+}
+
+/// Names the crates that are published.
+fn packages(cargo: &mut Command) -> &mut Command {
+    PUBLISHED
+        .iter()
+        .fold(cargo, |cargo, name| cargo.args(["--package", name]))
 }
 
 fn cargo_fmt(ctx: &Ctx) -> Command {

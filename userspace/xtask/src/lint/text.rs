@@ -18,6 +18,10 @@ pub(super) fn each(
 ) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for file in files {
+        // A fuzzer's seeds are what they have to be.
+        if file.iter().any(|part| part == "seeds") {
+            continue;
+        }
         let bytes = fs::read(ctx.repo.join(file))?;
         // What is no UTF-8 is no text, such as an image.
         let Ok(text) = std::str::from_utf8(&bytes) else {
