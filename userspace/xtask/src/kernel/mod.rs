@@ -20,6 +20,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
+pub(crate) use self::patched::{Patch, files as patch_files, series as patch_series};
 use crate::ctx::Ctx;
 
 /// Which build of the kernel.

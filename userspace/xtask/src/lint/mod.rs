@@ -2,6 +2,7 @@
 
 //! Style and lints: each check is one line that says whether it passed, and why not.
 
+mod series;
 mod text;
 
 use std::ffi::OsStr;
@@ -101,6 +102,7 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("clippy and warnings (module)", kernel_lints),
     ("checkpatch", checkpatch),
+    ("compound-sysfs/", series::check),
     ("uapi headers alone", headers),
     ("shellcheck", shellcheck),
     ("documents", |tree| {
