@@ -26,6 +26,7 @@ mod lifetime;
 mod map;
 mod odirect;
 mod p2pmem;
+mod posted;
 mod provoke;
 mod races;
 mod revoke;
@@ -52,6 +53,7 @@ const SUITES: &[Suite] = &[
     foreign::SUITE,
     odirect::SUITE,
     p2pmem::SUITE,
+    posted::SUITE,
     revoke::SUITE,
     inflight::SUITE,
     adopt::SUITE,

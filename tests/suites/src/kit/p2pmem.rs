@@ -107,15 +107,25 @@ impl P2pmem {
 
         let dir = bound.0.dir().join("p2pmem");
         let limit = dir.join("max_page_size");
-        // Without the patches every mapping is one of 4 KiB pages.
-        if variant != Variant::Base || limit.exists() {
-            sysfs::write(&limit, &variant.page().to_string())?;
+        match variant {
+            // The alignment has said it.
+            Variant::Posted { .. } => (),
+            // Without the patches every mapping is one of 4 KiB pages.
+            Variant::Base if !limit.exists() => (),
+            _ => sysfs::write(&limit, &variant.page().to_string())?,
         }
         repair(!matches!(variant, Variant::Posted { .. }))?;
-        let path = dir.join("allocate");
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        let file = open(&dir)?;
         Ok(P2pmem { file, bound })
+    }
+
+    /// Sets the largest page of further mappings (of R, and base with 4 KiB).
+    pub(crate) fn limit(&mut self, page: u64) -> Result<()> {
+        let dir = self.function().dir().join("p2pmem");
+        sysfs::write(dir.join("max_page_size"), &page.to_string())?;
+        // The mappings of one open file have to be of one kind.
+        self.file = open(&dir)?;
+        Ok(())
     }
 
     pub(crate) fn function(&self) -> &Function {
@@ -139,6 +149,12 @@ impl AsFd for P2pmem {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn open(dir: &Path) -> Result<File> {
+    let path = dir.join("allocate");
+    let file = OpenOptions::new().read(true).write(true).open(&path);
+    file.with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// A function that may be bound to the driver, and machine-wide switches that may be set.

@@ -13,7 +13,7 @@ use barbuf_guest::protocol::{BOOT_SPEC, BootSpec};
 use barbuf_guest::sysfs;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
@@ -84,6 +84,13 @@ impl Drop for Child {
             let _ = waitpid(self.pid, None);
         }
     }
+}
+
+/// How many page faults of this process needed no I/O, so far.
+pub(crate) fn minor_faults() -> Result<u64> {
+    Ok(getrusage(UsageWho::RUSAGE_SELF)?
+        .minor_page_faults()
+        .try_into()?)
 }
 
 /// How many descriptors this process has open.
