@@ -30,9 +30,13 @@ use kernel::prelude::*;
 
 /// A provider's name as user space gets it: NUL-padded.
 fn name_of(provider: &Provider) -> [u8; NAME_LEN] {
+    padded(&provider.name)
+}
+
+fn padded(text: &CStr) -> [u8; NAME_LEN] {
     let mut name = [0u8; NAME_LEN];
     // The last byte stays NUL.
-    let bytes = provider.name.to_bytes().iter().take(NAME_LEN - 1);
+    let bytes = text.to_bytes().iter().take(NAME_LEN - 1);
     for (to, from) in name.iter_mut().zip(bytes) {
         *to = *from;
     }
@@ -89,7 +93,7 @@ pub(crate) fn info(provider: &Provider, arg: usize) -> Result {
 }
 
 /// The buffer behind a file descriptor, which has to be `provider`'s if one is given.
-fn buffer_of(provider: Option<&Provider>, fd: i32) -> Result<DmaBuf<Buffer>> {
+pub(crate) fn buffer_of(provider: Option<&Provider>, fd: i32) -> Result<DmaBuf<Buffer>> {
     let dmabuf = DmaBuf::<Buffer>::from_fd(fd)?;
     match provider {
         Some(provider) if !core::ptr::eq(&*dmabuf.data().provider, provider) => Err(ENODEV),
@@ -101,7 +105,13 @@ fn buffer_of(provider: Option<&Provider>, fd: i32) -> Result<DmaBuf<Buffer>> {
 pub(crate) fn query(provider: Option<&Provider>, arg: usize) -> Result {
     let mut argument = Argument::<uapi::Query>::read(arg)?;
     let user = argument.value;
-    if user.flags != 0 || user.reserved != 0 {
+    let stride = user.attachment_stride as usize;
+    if user.flags != 0 || user.reserved != 0 || user.reserved2 != 0 {
+        return Err(EINVAL);
+    }
+    if user.nr_attachments != 0
+        && (stride < size_of::<uapi::AttachmentInfo>() || stride & 7 != 0 || stride > 4096)
+    {
         return Err(EINVAL);
     }
     let dmabuf = buffer_of(provider, user.fd)?;
@@ -114,6 +124,13 @@ pub(crate) fn query(provider: Option<&Provider>, arg: usize) -> Result {
         };
         array.write(index, range)?;
     }
+    let room = UserArray::new(user.attachments, stride, user.nr_attachments)?;
+    let attachments = attachments(&dmabuf, user.nr_attachments as usize)?;
+    for (index, attachment) in attachments.iter().enumerate() {
+        room.write(index, *attachment)?;
+    }
+    let importers = &buffer.importers;
+    let flag = |on: bool, bit: u32| if on { bit } else { 0 };
     let life = buffer.life();
     let counters = &buffer.counters;
     argument.value = uapi::Query {
@@ -129,8 +146,7 @@ pub(crate) fn query(provider: Option<&Provider>, arg: usize) -> Result {
         out_page_shift: buffer.order.shift(),
         out_export_flags: buffer.terms.flags.bits(),
         out_access: buffer.terms.open.access_bits(),
-        // No device is let in yet.
-        out_attachments: 0,
+        out_attachments: importers.attached(),
         out_faults_4k: counters.leaves(PageOrder::Page4K).get(),
         out_faults_2m: counters.leaves(PageOrder::Pmd).get(),
         out_faults_1g: counters.leaves(PageOrder::Pud).get(),
@@ -140,9 +156,44 @@ pub(crate) fn query(provider: Option<&Provider>, arg: usize) -> Result {
         // CAST: At most 64.
         nr_ranges: buffer.ranges.len() as u32,
         out_name: name_of(&buffer.provider),
+        nr_attachments: importers.attached(),
+        out_flags: flag(importers.is_held(), uapi::QUERY_HELD)
+            | flag(importers.is_vmapped(), uapi::QUERY_VMAPPED),
         ..user
     };
     argument.write()
+}
+
+/// The first `most` devices that are attached to a buffer.
+fn attachments(dmabuf: &DmaBuf<Buffer>, most: usize) -> Result<KVec<uapi::AttachmentInfo>> {
+    let mut list = KVec::new();
+    if most == 0 {
+        return Ok(list);
+    }
+    let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+    let size = dmabuf.data().size;
+    let mut result = Ok(());
+    // No user memory is touched under the reservation lock, hence the detour.
+    dmabuf.reserve().each(|device, importer| {
+        if result.is_err() || list.len() >= most {
+            return;
+        }
+        let maps = importer.maps();
+        let info = uapi::AttachmentInfo {
+            name: padded(device.name()),
+            flags: flag(importer.peer2peer, uapi::ATTACHMENT_PEER2PEER)
+                | flag(importer.revocable, uapi::ATTACHMENT_REVOCABLE)
+                | flag(importer.pins() != 0, uapi::ATTACHMENT_PINNED)
+                | flag(maps != 0, uapi::ATTACHMENT_MAPPED),
+            route: importer.route.kind.to_uapi(),
+            nr_maps: maps,
+            nr_pins: importer.pins(),
+            mapped_bytes: size.saturating_mul(u64::from(maps)),
+        };
+        result = list.push(info, GFP_KERNEL_ACCOUNT);
+    });
+    result?;
+    Ok(list)
 }
 
 /// Serves BARBUF_REVOKE.
@@ -166,7 +217,15 @@ pub(crate) fn adoptee(arg: usize) -> Result<Address> {
     if argument.value.flags != 0 {
         return Err(EINVAL);
     }
-    let name = &argument.value.name;
+    address_in(&argument.value.name)
+}
+
+/// The address of the PCI function that user space calls `name`.
+///
+/// # Errors
+///
+/// `EINVAL` when that is not the name of one.
+pub(crate) fn address_in(name: &[u8; NAME_LEN]) -> Result<Address> {
     let len = name.iter().position(|byte| *byte == 0).ok_or(EINVAL)?;
     let (text, padding) = name.split_at_checked(len).ok_or(EINVAL)?;
     if padding.iter().any(|byte| *byte != 0) {

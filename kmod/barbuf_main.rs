@@ -15,6 +15,7 @@ mod debug;
 mod export;
 mod ext;
 mod few;
+mod import;
 #[cfg(CONFIG_KUNIT)]
 mod kunit;
 mod map;
@@ -27,6 +28,7 @@ mod provider;
 )]
 mod pure;
 mod registry;
+mod route;
 mod uapi;
 
 use crate::{

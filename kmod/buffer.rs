@@ -9,13 +9,21 @@
 
 use crate::{
     ext::{
+        attach::{
+            Attachment,
+            Direction,
+            Mapped, //
+        },
         dmabuf::{
             self,
             DmaBuf, //
         },
         eventfd::EventFd,
         gate::Gate,
-        memtype::WriteCombining,
+        memtype::{
+            IoMapping,
+            WriteCombining, //
+        },
         pagemap::Hold,
         pool::{
             PoolPages,
@@ -28,6 +36,11 @@ use crate::{
         }, //
     },
     few::Few,
+    import::{
+        Importer,
+        Importers,
+        WaitFor, //
+    },
     map::Mapping,
     node::Ticket,
     provider::{
@@ -170,6 +183,9 @@ pub(crate) struct Buffer {
     /// Its memory.
     #[pin]
     pub(crate) gate: Gate<Live>,
+    /// Who imports it.
+    #[pin]
+    pub(crate) importers: Importers,
     eventfd: Option<EventFd>,
     /// Counts against the limits.
     pub(crate) ticket: Ticket,
@@ -221,6 +237,7 @@ impl Buffer {
                 cookie: plan.cookie,
                 counters: Counters::default(),
                 gate <- Gate::new(plan.live),
+                importers <- Importers::new(),
                 eventfd: plan.eventfd,
                 ticket: plan.ticket,
                 life: Atomic::new(Life::new().to_bits()),
@@ -263,7 +280,8 @@ impl Buffer {
 
     /// Takes the memory away for good.
     ///
-    /// When this returns, also with an error, no CPU reaches it through this buffer any more.
+    /// When this returns, also with an error, no CPU and no device reaches it through this buffer any
+    /// more. Waits for importers; see [`Buffer::recall_importers`].
     ///
     /// # Errors
     ///
@@ -283,6 +301,8 @@ impl Buffer {
         if let Some(dmabuf) = self.weak.upgrade::<Self>() {
             dmabuf.zap(0, 0);
         }
+        // Then the devices.
+        self.recall_importers(WaitFor::All);
         trace::state(self.id(), life.state().to_uapi(), life.generation());
         if let Some(eventfd) = &self.eventfd {
             eventfd.signal();
@@ -300,9 +320,51 @@ impl dmabuf::Exporter for Buffer {
         &self.weak
     }
 
-    fn attach(&self) -> Result {
-        // Importing devices come with the next issue; until then none is let in.
-        Err(EOPNOTSUPP)
+    type Importer = Importer;
+
+    fn attach(this: ArcBorrow<'_, Self>, device: &Attachment<'_>) -> Result<KBox<Importer>> {
+        this.admit(device)
+    }
+
+    fn detached(this: ArcBorrow<'_, Self>, importer: KBox<Importer>) {
+        this.dismissed(&importer);
+    }
+
+    fn pin(this: ArcBorrow<'_, Self>, importer: &Importer) -> Result {
+        Self::pin(&this, importer)
+    }
+
+    fn unpinned(this: ArcBorrow<'_, Self>, importer: &Importer) {
+        this.unpin(importer);
+    }
+
+    fn map(
+        this: ArcBorrow<'_, Self>,
+        device: &Attachment<'_>,
+        importer: &Importer,
+        direction: Direction,
+    ) -> Result<Mapped> {
+        this.map_for(device, importer, direction)
+    }
+
+    fn unmapped(this: ArcBorrow<'_, Self>, importer: &Importer) {
+        this.unmapped_by(importer);
+    }
+
+    fn begin_access(this: ArcBorrow<'_, Self>) -> Result {
+        this.begin_cpu_access()
+    }
+
+    fn end_access(this: ArcBorrow<'_, Self>, wrote: bool) -> Result {
+        this.end_cpu_access(wrote)
+    }
+
+    fn vmap(this: ArcBorrow<'_, Self>) -> Result<IoMapping> {
+        Self::vmap(&this)
+    }
+
+    fn vunmapped(this: ArcBorrow<'_, Self>) {
+        Self::vunmapped(&this);
     }
 
     fn mmap(this: ArcBorrow<'_, Self>, vma: NewVma<'_>) -> Result {

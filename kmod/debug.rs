@@ -27,6 +27,8 @@ pub(crate) struct Files {
     providers: File<Arc<Shared>>,
     #[pin]
     buffers: File<Arc<Shared>>,
+    #[pin]
+    attachments: File<Arc<Shared>>,
     _dir: Dir,
 }
 
@@ -35,11 +37,12 @@ impl Files {
     pub(crate) fn new(shared: Arc<Shared>) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
             let dir = Dir::new(c"barbuf");
-            let more = shared.clone();
+            let (more, devices) = (shared.clone(), shared.clone());
             Ok(try_pin_init!(Self {
                 abi <- dir.read_callback_file(c"abi", (), &write_abi),
                 providers <- dir.read_callback_file(c"providers", shared, &write_providers),
                 buffers <- dir.read_callback_file(c"buffers", more, &write_buffers),
+                attachments <- dir.read_callback_file(c"attachments", devices, &write_attachments),
                 _dir: dir,
             }? Error))
         })
@@ -100,6 +103,60 @@ fn write_buffers(shared: &Arc<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Resul
         for buffer in provider.buffers() {
             write_buffer(&buffer, f)?;
         }
+    }
+    Ok(())
+}
+
+/// One line for each device that is attached to a buffer, and for each vmap. Whom revoking waits for
+/// is *held* here, whether it waits is in the buffer's state.
+fn write_attachments(shared: &Arc<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        f,
+        "# provider id state device route peer2peer held maps pins bytes"
+    )?;
+    for index in 0.. {
+        let Some(provider) = shared.registry.get(index) else {
+            break;
+        };
+        for buffer in provider.buffers() {
+            write_importers(&buffer, f)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_importers(buffer: &Buffer, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Some(dmabuf) = buffer.dmabuf() else {
+        return Ok(());
+    };
+    let (provider, state) = (&buffer.provider.function, buffer.life().state().name());
+    let mut result = Ok(());
+    dmabuf.reserve().each(|device, importer| {
+        if result.is_err() {
+            return;
+        }
+        let maps = importer.maps();
+        result = writeln!(
+            f,
+            "{} {} {state} {device} {} {} {} {maps} {} {:#x}",
+            provider.address(),
+            buffer.id(),
+            importer.route.kind.name(),
+            u8::from(importer.peer2peer),
+            u8::from(!importer.revocable),
+            importer.pins(),
+            buffer.size.saturating_mul(u64::from(maps)),
+        );
+    });
+    result?;
+    if buffer.importers.is_vmapped() {
+        writeln!(
+            f,
+            "{} {} {state} vmap cpu 0 1 1 0 {:#x}",
+            provider.address(),
+            buffer.id(),
+            buffer.size
+        )?;
     }
     Ok(())
 }

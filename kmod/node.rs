@@ -21,6 +21,7 @@ use crate::{
         export::Flags,
         order::PageOrder, //
     },
+    route,
     uapi, //
 };
 use kernel::{
@@ -144,7 +145,10 @@ impl Opener for Session {
     }
 
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
-        let known = matches!(cmd, uapi::INFO | uapi::EXPORT | uapi::QUERY | uapi::REVOKE);
+        let known = matches!(
+            cmd,
+            uapi::INFO | uapi::EXPORT | uapi::QUERY | uapi::REVOKE | uapi::ROUTE
+        );
         if !known {
             return Err(ENOTTY);
         }
@@ -154,6 +158,7 @@ impl Opener for Session {
             uapi::INFO => answer::info(&this.provider, arg)?,
             uapi::EXPORT => export::export(&this, arg)?,
             uapi::QUERY => answer::query(Some(&this.provider), arg)?,
+            uapi::ROUTE => route::route(&this.provider, arg)?,
             _ => answer::revoke(&this.provider, arg)?,
         }
         Ok(0)

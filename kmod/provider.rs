@@ -12,10 +12,13 @@
 //! 3. `Registry::inner`,
 //! 4. [`Provider::inner`],
 //! 5. `Buffer::teardown`,
-//! 6. the lock in `dmabuf::Weak`, and those in `gate::Gate`.
+//! 6. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
+//!    without any of the above,
+//! 7. the lock in `dmabuf::Weak`, those in `gate::Gate`, `Importers::counts` and `Routes::known`.
 //!
-//! No user memory is touched under 3 to 6, because a page fault takes 2. A [`Gate`] is entered
-//! before 4 and never waited for under it.
+//! No user memory is touched under 3 to 7, because a page fault takes 2. A [`Gate`] is entered
+//! before 4, or inside 6, and never waited for under those. Revoking waits for importers under 5,
+//! and without 6.
 
 mod buffers;
 mod claims;
@@ -38,7 +41,7 @@ use crate::{
     buffer::Buffer,
     ext::{
         gate::Gate,
-        pagemap,
+        p2pdma,
         pci::{
             Claimed,
             Enabled,
@@ -52,6 +55,7 @@ use crate::{
         pagemap::Layout,
         range::Range, //
     },
+    route::Routes,
     Settings,
 };
 use kernel::{
@@ -130,6 +134,9 @@ pub(crate) struct Provider {
     /// The module's parameters.
     pub(crate) settings: Settings,
     layout: Option<Layout>,
+    /// What is known of the devices around it.
+    #[pin]
+    pub(crate) routes: Routes,
     /// Open while the hardware may be touched.
     #[pin]
     pub(crate) gate: Gate<Hardware>,
@@ -162,6 +169,7 @@ impl Provider {
                 regions,
                 settings,
                 layout,
+                routes <- Routes::new(),
                 gate <- Gate::new(hardware),
                 inner <- new_mutex!(Inner {
                     taken,
@@ -188,8 +196,9 @@ impl Provider {
         let enabled = function.enable_memory()?;
         let mut claimed = KVec::new();
         let mut regions = KVec::new();
-        // Without struct pages the rest still works.
-        let layout = layout.filter(|_| pagemap::init_p2pdma(&function).is_ok());
+        // Without it the rest still works, but neither struct pages nor importing devices.
+        let p2pdma = p2pdma::init(&function);
+        let layout = layout.filter(|_| p2pdma.is_ok());
 
         let registers = function.msix()?;
         let facts = exclude::Function {

@@ -3,10 +3,15 @@
  * What Rust cannot call: inline functions, macros and tracepoints. See shim.h.
  */
 #include <linux/dax.h>
+#include <linux/dma-buf-mapping.h>
+#include <linux/dma-buf.h>
+#include <linux/dma-mapping.h>
 #include <linux/eventfd.h>
 #include <linux/fs.h>
 #include <linux/huge_mm.h>
 #include <linux/io.h>
+#include <linux/iommu-dma.h>
+#include <linux/iosys-map.h>
 #include <linux/kstrtox.h>
 #include <linux/kernfs.h>
 #include <linux/memremap.h>
@@ -228,6 +233,107 @@ u64 barbuf_helper_pci_free_p2pmem(struct pci_dev *pdev)
 	kernfs_put(group);
 	free_page((unsigned long)text);
 	return bytes;
+}
+
+struct pci_dev *barbuf_helper_pci_of(struct device *dev)
+{
+	for (; dev; dev = dev->parent)
+		if (dev_is_pci(dev))
+			return pci_dev_get(to_pci_dev(dev));
+	return NULL;
+}
+
+/* As drivers/pci/p2pdma.c has it, where it is private. */
+static bool redirects(struct pci_dev *pdev)
+{
+	u16 control = 0;
+
+	if (!pdev->acs_cap)
+		return false;
+	pci_read_config_word(pdev, pdev->acs_cap + PCI_ACS_CTRL, &control);
+	return control & (PCI_ACS_RR | PCI_ACS_CR | PCI_ACS_EC);
+}
+
+bool barbuf_helper_pci_meet(struct pci_dev *a, struct pci_dev *b,
+			    bool *redirected)
+{
+	struct pci_dev *up, *other, *meet = NULL;
+
+	*redirected = false;
+	for (up = a; up && !meet; up = pci_upstream_bridge(up)) {
+		*redirected |= redirects(up);
+		for (other = b; other && !meet;
+		     other = pci_upstream_bridge(other))
+			if (other == up)
+				meet = up;
+	}
+	for (other = b; other && other != meet;
+	     other = pci_upstream_bridge(other))
+		*redirected |= redirects(other);
+	return meet;
+}
+
+int barbuf_helper_p2pdma_distance(struct pci_dev *provider,
+				  struct pci_dev *client)
+{
+	return pci_p2pdma_distance(provider, &client->dev, false);
+}
+
+struct p2pdma_provider *barbuf_helper_p2pdma_provider(struct pci_dev *pdev,
+						      int bar)
+{
+	/* The function warns if nobody has called pcim_p2pdma_init(). */
+	if (!rcu_access_pointer(pdev->p2pdma))
+		return NULL;
+	return pcim_p2pdma_provider(pdev, bar);
+}
+
+bool barbuf_helper_dma_translated(struct device *dev)
+{
+	return use_dma_iommu(dev);
+}
+
+u64 barbuf_helper_dma_limit(struct device *dev)
+{
+	return min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
+}
+
+struct sg_table *barbuf_helper_dma_buf_map(struct dma_buf_attachment *attach,
+					   struct p2pdma_provider *provider,
+					   struct phys_vec *pieces,
+					   size_t count, size_t size,
+					   enum dma_data_direction direction)
+{
+	return dma_buf_phys_vec_to_sgt(attach, provider, pieces, count, size,
+				       direction);
+}
+
+void barbuf_helper_dma_buf_unmap(struct dma_buf_attachment *attach,
+				 struct sg_table *table,
+				 enum dma_data_direction direction)
+{
+	/*
+	 * dma_buf_phys_vec_to_sgt() has set orig_nents to 0, so that nobody
+	 * looks for pages; and sg_free_table() frees that many entries, which
+	 * is none.
+	 */
+	table->orig_nents = table->nents;
+	dma_buf_free_sgt(attach, table, direction);
+}
+
+void barbuf_helper_iosys_map_set(struct iosys_map *map, void __iomem *memory)
+{
+	iosys_map_set_vaddr_iomem(map, memory);
+}
+
+void __iomem *barbuf_helper_iosys_map_get(struct iosys_map *map)
+{
+	return map->vaddr_iomem;
+}
+
+void barbuf_helper_drain(void)
+{
+	mb();
 }
 
 void barbuf_helper_memset_io(void __iomem *dst, int value, size_t len)

@@ -8,13 +8,20 @@
 #ifndef BARBUF_SHIM_H
 #define BARBUF_SHIM_H
 
+#include <linux/dma-direction.h>
 #include <linux/types.h>
 
 struct dev_pagemap;
+struct device;
+struct dma_buf_attachment;
 struct eventfd_ctx;
 struct file;
 struct folio;
+struct iosys_map;
+struct p2pdma_provider;
 struct pci_dev;
+struct phys_vec;
+struct sg_table;
 struct vm_area_struct;
 
 /* Leaves that page tables of this machine can hold. */
@@ -58,6 +65,35 @@ void barbuf_helper_pci_unlock(struct pci_dev *pdev);
 bool barbuf_helper_pci_has_p2pmem(struct pci_dev *pdev);
 u64 barbuf_helper_pci_free_p2pmem(struct pci_dev *pdev);
 
+/* The PCI function that a device is a part of, with a reference; or NULL. */
+struct pci_dev *barbuf_helper_pci_of(struct device *dev);
+/*
+ * Whether something is above both, and whether a port up to there redirects
+ * requests from peers.
+ */
+bool barbuf_helper_pci_meet(struct pci_dev *a, struct pci_dev *b,
+			    bool *redirected);
+int barbuf_helper_p2pdma_distance(struct pci_dev *provider,
+				  struct pci_dev *client);
+struct p2pdma_provider *barbuf_helper_p2pdma_provider(struct pci_dev *pdev,
+						      int bar);
+bool barbuf_helper_dma_translated(struct device *dev);
+u64 barbuf_helper_dma_limit(struct device *dev);
+
+/* An importer's DMA addresses, under the reservation lock. */
+struct sg_table *barbuf_helper_dma_buf_map(struct dma_buf_attachment *attach,
+					   struct p2pdma_provider *provider,
+					   struct phys_vec *pieces,
+					   size_t count, size_t size,
+					   enum dma_data_direction direction);
+void barbuf_helper_dma_buf_unmap(struct dma_buf_attachment *attach,
+				 struct sg_table *table,
+				 enum dma_data_direction direction);
+void barbuf_helper_iosys_map_set(struct iosys_map *map, void __iomem *memory);
+void __iomem *barbuf_helper_iosys_map_get(struct iosys_map *map);
+
+/* Stores that were issued leave the processor, before any later load. */
+void barbuf_helper_drain(void);
 void barbuf_helper_memset_io(void __iomem *dst, int value, size_t len);
 
 /* Tracepoints, see kmod/trace.h. */

@@ -1,15 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! dma-bufs, from the exporter's side.
+//! dma-bufs, from the exporter's side. What importers do with them is in `attach.rs`.
 //!
-//! C header: `include/linux/dma-buf.h`.
+//! C headers: `include/linux/dma-buf.h`, `include/linux/dma-resv.h`.
 //!
 //! A dma-buf owns one `Arc` of its exporter's data. The data knows its dma-buf through a [`Weak`], so that it can reach
 //! the mappings without keeping the dma-buf alive.
 //!
-//! Lock order: `Weak`'s mutex is taken inside every other lock of the driver and holds none.
+//! Lock order: the reservation lock of a dma-buf is taken by [`DmaBuf::reserve`] and, around some of the exporter's
+//! functions, by the core. `Weak`'s mutex is taken inside every other lock of the driver and holds none.
 
-use super::vma::NewVma;
+use super::{
+    attach::{
+        Attachment,
+        Direction,
+        ImportOps,
+        Mapped, //
+    },
+    memtype::IoMapping,
+    vma::NewVma, //
+};
 use core::{
     marker::PhantomData,
     ptr::{
@@ -19,6 +29,7 @@ use core::{
 };
 use kernel::{
     bindings,
+    container_of,
     error::{
         from_err_ptr,
         to_result, //
@@ -37,6 +48,7 @@ use kernel::{
         ArcBorrow,
         Mutex, //
     },
+    types::NotThreadSafe, //
 };
 
 /// The data behind a dma-buf. A module has one type that implements this.
@@ -47,10 +59,43 @@ pub(crate) trait Exporter: Send + Sync + Sized + 'static {
     /// The way back to the dma-buf; nothing else touches it.
     fn weak(&self) -> &Weak;
 
-    /// A device wants to attach.
-    ///
-    /// Called with the dma-buf alive and no lock held.
-    fn attach(&self) -> Result;
+    /// What is kept for each attachment.
+    type Importer: Send + Sync;
+
+    /// A device wants to attach. No lock is held.
+    fn attach(this: ArcBorrow<'_, Self>, device: &Attachment<'_>) -> Result<KBox<Self::Importer>>;
+
+    /// It has detached, with nothing mapped. No lock is held.
+    fn detached(this: ArcBorrow<'_, Self>, importer: KBox<Self::Importer>);
+
+    /// The importer wants the memory to stay where it is. The reservation lock is held.
+    fn pin(this: ArcBorrow<'_, Self>, importer: &Self::Importer) -> Result;
+
+    /// It does not any more. The reservation lock is held.
+    fn unpinned(this: ArcBorrow<'_, Self>, importer: &Self::Importer);
+
+    /// The importer wants DMA addresses. The reservation lock is held.
+    fn map(
+        this: ArcBorrow<'_, Self>,
+        device: &Attachment<'_>,
+        importer: &Self::Importer,
+        direction: Direction,
+    ) -> Result<Mapped>;
+
+    /// It has given them back, and does not use them any more. The reservation lock is held.
+    fn unmapped(this: ArcBorrow<'_, Self>, importer: &Self::Importer);
+
+    /// A CPU is about to access the memory, through a mapping that it has. No lock is held.
+    fn begin_access(this: ArcBorrow<'_, Self>) -> Result;
+
+    /// It has done so, and perhaps written. No lock is held.
+    fn end_access(this: ArcBorrow<'_, Self>, wrote: bool) -> Result;
+
+    /// The kernel wants to access the memory with the CPU. The reservation lock is held.
+    fn vmap(this: ArcBorrow<'_, Self>) -> Result<IoMapping>;
+
+    /// It does not any more. The reservation lock is held.
+    fn vunmapped(this: ArcBorrow<'_, Self>);
 
     /// A process maps the dma-buf. `offset` and length have been checked against its size.
     fn mmap(this: ArcBorrow<'_, Self>, vma: NewVma<'_>) -> Result;
@@ -225,6 +270,14 @@ impl<T: Exporter> DmaBuf<T> {
         })
     }
 
+    /// Takes the reservation lock: importers neither come nor go, nor map, nor unmap, until the guard is dropped. Sleeps.
+    pub(crate) fn reserve(&self) -> Reserved<'_, T> {
+        // SAFETY: The dma-buf is alive; the guard unlocks. Without a context, locking does not fail.
+        unsafe { bindings::dma_resv_lock((*self.raw.as_ptr()).resv, null_mut()) };
+        // INVARIANT: Just locked.
+        Reserved(self, NotThreadSafe)
+    }
+
     /// Gives the dma-buf to user space under the reserved file descriptor. Cannot fail.
     pub(crate) fn install(self, fd: FileDescriptorReservation) {
         let me = core::mem::ManuallyDrop::new(self);
@@ -242,23 +295,77 @@ impl<T: Exporter> Drop for DmaBuf<T> {
     }
 }
 
+/// A dma-buf whose reservation lock is held.
+///
+/// # Invariants
+///
+/// This thread holds the lock.
+pub(crate) struct Reserved<'a, T: Exporter>(&'a DmaBuf<T>, NotThreadSafe);
+
+impl<T: Exporter> Reserved<'_, T> {
+    /// Tells every importer that can be told that its DMA addresses are no longer good. Each unmaps in bounded time, and
+    /// may ask for new ones at any time.
+    pub(crate) fn invalidate(&self) {
+        // SAFETY: The dma-buf is alive and the lock held.
+        unsafe { bindings::dma_buf_invalidate_mappings(self.0.raw.as_ptr()) };
+    }
+
+    /// Waits until all DMA that importers have announced by fences is over. Sleeps.
+    pub(crate) fn wait_for_fences(&self) {
+        // SAFETY: The dma-buf is alive. Not interruptible and without a limit, so that there is no result.
+        unsafe {
+            bindings::dma_resv_wait_timeout(
+                (*self.0.raw.as_ptr()).resv,
+                bindings::dma_resv_usage_DMA_RESV_USAGE_BOOKKEEP,
+                false,
+                // `MAX_SCHEDULE_TIMEOUT`
+                isize::MAX as usize,
+            )
+        };
+    }
+
+    /// Calls `f` for each attachment.
+    pub(crate) fn each(&self, mut f: impl FnMut(&Attachment<'_>, &T::Importer)) {
+        // SAFETY: The list is guarded by the lock. What is on it has been let in by `attach`; the core takes it off, under
+        // the lock, before it calls `detach`.
+        unsafe {
+            let head = &raw mut (*self.0.raw.as_ptr()).attachments;
+            let mut node = (*head).next;
+            while !core::ptr::eq(node, head) {
+                let raw = container_of!(node, bindings::dma_buf_attachment, node);
+                if let Some((_, attachment, importer)) = ImportOps::<T>::parts(raw) {
+                    f(&attachment, importer);
+                }
+                node = (*node).next;
+            }
+        }
+    }
+}
+
+impl<T: Exporter> Drop for Reserved<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: Held, by this thread, by the type's invariant.
+        unsafe { bindings::dma_resv_unlock((*self.0.raw.as_ptr()).resv) };
+    }
+}
+
 /// The `dma_buf_ops` of an [`Exporter`].
 struct Ops<T>(PhantomData<T>);
 
 impl<T: Exporter> Ops<T> {
     const TABLE: bindings::dma_buf_ops = bindings::dma_buf_ops {
-        attach: Some(Self::attach),
-        detach: None,
-        pin: None,
-        unpin: None,
-        map_dma_buf: Some(Self::map),
-        unmap_dma_buf: Some(Self::unmap),
+        attach: Some(ImportOps::<T>::attach),
+        detach: Some(ImportOps::<T>::detach),
+        pin: Some(ImportOps::<T>::pin),
+        unpin: Some(ImportOps::<T>::unpin),
+        map_dma_buf: Some(ImportOps::<T>::map),
+        unmap_dma_buf: Some(ImportOps::<T>::unmap),
         release: Some(Self::release),
-        begin_cpu_access: None,
-        end_cpu_access: None,
+        begin_cpu_access: Some(ImportOps::<T>::begin_cpu_access),
+        end_cpu_access: Some(ImportOps::<T>::end_cpu_access),
         mmap: Some(Self::mmap),
-        vmap: None,
-        vunmap: None,
+        vmap: Some(ImportOps::<T>::vmap),
+        vunmap: Some(ImportOps::<T>::vunmap),
     };
 
     /// # Safety
@@ -267,40 +374,6 @@ impl<T: Exporter> Ops<T> {
     unsafe fn data<'a>(dmabuf: *mut bindings::dma_buf) -> ArcBorrow<'a, T> {
         // SAFETY: `DmaBuf::export` has stored the reference, and `release` gives it back.
         unsafe { ArcBorrow::from_raw((*dmabuf).priv_.cast::<T>()) }
-    }
-
-    /// # Safety
-    ///
-    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
-    unsafe extern "C" fn attach(
-        dmabuf: *mut bindings::dma_buf,
-        _attachment: *mut bindings::dma_buf_attachment,
-    ) -> c_int {
-        // SAFETY: The core calls this with a live dma-buf of ours.
-        match unsafe { Self::data(dmabuf) }.attach() {
-            Ok(()) => 0,
-            Err(error) => error.to_errno(),
-        }
-    }
-
-    /// # Safety
-    ///
-    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
-    unsafe extern "C" fn map(
-        _attachment: *mut bindings::dma_buf_attachment,
-        _direction: bindings::dma_data_direction,
-    ) -> *mut bindings::sg_table {
-        EOPNOTSUPP.to_ptr()
-    }
-
-    /// # Safety
-    ///
-    /// For the dma-buf core alone, which passes a dma-buf of this exporter.
-    unsafe extern "C" fn unmap(
-        _attachment: *mut bindings::dma_buf_attachment,
-        _table: *mut bindings::sg_table,
-        _direction: bindings::dma_data_direction,
-    ) {
     }
 
     /// # Safety

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cache modes of physical addresses, and filling them with zero.
+//! Cache modes of physical addresses, and the kernel's own accesses to them.
 //!
 //! C header: `include/linux/io.h`.
 
@@ -8,13 +8,14 @@ use super::{
     access,
     shim, //
 };
+use crate::pure::range::Range;
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     error::to_result,
+    ffi::c_void,
     prelude::*, //
 };
-
-use crate::pure::range::Range;
 
 /// Physical addresses that are mapped with write combining.
 ///
@@ -49,6 +50,76 @@ impl Drop for WriteCombining {
     }
 }
 
+/// Device memory that is mapped into the kernel.
+///
+/// # Invariants
+///
+/// The address is from `ioremap` or `ioremap_wc`, and not unmapped.
+pub(crate) struct IoMapping(NonNull<c_void>);
+
+impl IoMapping {
+    /// Maps `physical`, in the mode that its bytes have everywhere. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`
+    pub(crate) fn new(physical: Range, write_combining: bool) -> Result<Self> {
+        // CAST: Both have 64 bits on the machines that this builds for.
+        let len = physical.len() as usize;
+        // SAFETY: Mapping device memory has no effect on it.
+        let base = unsafe {
+            if write_combining {
+                bindings::ioremap_wc(physical.start(), len)
+            } else {
+                bindings::ioremap(physical.start(), len)
+            }
+        };
+        // INVARIANT: Just mapped.
+        Ok(Self(NonNull::new(base).ok_or(ENOMEM)?))
+    }
+
+    /// Hands the mapping to C.
+    pub(super) fn into_raw(self) -> *mut c_void {
+        core::mem::ManuallyDrop::new(self).0.as_ptr()
+    }
+
+    /// Takes it back; `None` for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// `raw` must be null or from [`IoMapping::into_raw`], once.
+    pub(super) unsafe fn from_raw(raw: *mut c_void) -> Option<Self> {
+        // INVARIANT: Promised by the caller.
+        NonNull::new(raw).map(Self)
+    }
+}
+
+impl Drop for IoMapping {
+    fn drop(&mut self) {
+        // SAFETY: Mapped by the type's invariant.
+        unsafe { bindings::iounmap(self.0.as_ptr()) };
+    }
+}
+
+/// Lets all stores leave the processor: its write-combining buffers are empty afterwards.
+pub(crate) fn drain() {
+    // SAFETY: A barrier.
+    unsafe { shim::barbuf_helper_drain() };
+}
+
+/// Reads the first word of `page`, a page of device memory whose reads have no side effects. What was written to that
+/// device before has arrived when the answer is there: a read does not overtake writes on its way.
+///
+/// # Errors
+///
+/// `ENOMEM`
+pub(crate) fn read_back(page: Range, write_combining: bool) -> Result {
+    let mapping = IoMapping::new(page, write_combining)?;
+    // SAFETY: A range has at least a byte and a mapping whole pages.
+    unsafe { bindings::readl(mapping.0.as_ptr()) };
+    Ok(())
+}
+
 /// Bytes that are mapped into the kernel at a time.
 const WINDOW: u64 = 2 << 20;
 /// Bytes between two looks at pending signals.
@@ -66,17 +137,9 @@ pub(crate) fn zero(physical: Range, write_combining: bool, stop: impl Fn() -> bo
     let mut at = physical.start();
     while let Some(left) = Range::between(at, physical.end()) {
         let len = left.len().min(WINDOW);
-        // SAFETY: Mapping device memory has no effect on it; the caller owns the addresses.
-        let base = unsafe {
-            if write_combining {
-                bindings::ioremap_wc(at, len as usize)
-            } else {
-                bindings::ioremap(at, len as usize)
-            }
-        };
-        if base.is_null() {
-            return Err(ENOMEM);
-        }
+        let window = Range::new(at, len).map_err(|_| EINVAL)?;
+        let mapping = IoMapping::new(window, write_combining)?;
+        let base = mapping.0.as_ptr();
         let mut done = 0usize;
         let mut result = Ok(());
         while done < len as usize && result.is_ok() {
@@ -89,8 +152,7 @@ pub(crate) fn zero(physical: Range, write_combining: bool, stop: impl Fn() -> bo
                 result = Err(ENODEV);
             }
         }
-        // SAFETY: Mapped above.
-        unsafe { bindings::iounmap(base) };
+        drop(mapping);
         result?;
         at = at.saturating_add(len);
     }

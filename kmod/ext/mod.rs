@@ -7,6 +7,7 @@
 //! a buffer is.
 
 pub(crate) mod access;
+pub(crate) mod attach;
 pub(crate) mod dmabuf;
 pub(crate) mod eventfd;
 pub(crate) mod gate;
@@ -15,6 +16,7 @@ pub(crate) mod layout;
 pub(crate) mod memtype;
 pub(crate) mod node;
 pub(crate) mod notifier;
+pub(crate) mod p2pdma;
 pub(crate) mod pagemap;
 pub(crate) mod pci;
 pub(crate) mod pool;

@@ -20,10 +20,7 @@ use crate::pure::{
 };
 use kernel::{
     bindings,
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
+    error::from_err_ptr,
     new_mutex,
     prelude::*,
     sync::{
@@ -31,16 +28,6 @@ use kernel::{
         Mutex, //
     },
 };
-
-/// Prepares a bound function for P2PDMA. Needed once before [`PageMap::new`]; undone when its driver goes.
-///
-/// # Errors
-///
-/// `EOPNOTSUPP` when the architecture forbids mapping its BARs, `ENOMEM`.
-pub(crate) fn init_p2pdma(function: &Function) -> Result {
-    // SAFETY: The function is alive, and bound: only drivers call this, from probe.
-    to_result(unsafe { bindings::pcim_p2pdma_init(function.as_raw()) })
-}
 
 /// Struct pages of one size for a stretch of a BAR.
 ///
@@ -86,7 +73,7 @@ unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
 impl PageMap {
     /// Makes struct pages of size `order` for `physical`, which lies in BAR `bar` of `function`.
     ///
-    /// The caller owns the BAR, has called [`init_p2pdma`], and drops the map before its driver is unbound.
+    /// The caller owns the BAR, has called `p2pdma::init`, and drops the map before its driver is unbound.
     ///
     /// # Errors
     ///

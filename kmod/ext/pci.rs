@@ -86,6 +86,16 @@ impl Function {
         Self(device.into())
     }
 
+    /// Takes over a reference; `None` for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// `raw` must be null or come with a reference for the caller.
+    pub(super) unsafe fn from_owned(raw: *mut bindings::pci_dev) -> Option<Self> {
+        // SAFETY: Promised by the caller, and `pci::Device` is a transparent wrapper.
+        Some(Self(unsafe { ARef::from_raw(NonNull::new(raw)?.cast()) }))
+    }
+
     /// Looks a function up.
     pub(crate) fn find(address: Address) -> Option<Self> {
         // CAST: `Address` keeps both within their bits.
@@ -98,8 +108,8 @@ impl Function {
                 devfn,
             )
         };
-        // SAFETY: The function has taken a reference for us, and `pci::Device` is a transparent wrapper.
-        Some(Self(unsafe { ARef::from_raw(NonNull::new(raw)?.cast()) }))
+        // SAFETY: The function has taken a reference for us.
+        unsafe { Self::from_owned(raw) }
     }
 
     /// The only place that turns the kernel crate's type, whose `as_raw` is private, into the C one.
@@ -136,6 +146,21 @@ impl Function {
     pub(crate) fn header_type(&self) -> u8 {
         // SAFETY: The function is alive; the field never changes.
         unsafe { (*self.as_raw()).hdr_type }
+    }
+
+    /// Reads a word of configuration space. Whatever was written to the function before has arrived when the answer is
+    /// there: a read does not overtake writes on its way.
+    pub(crate) fn ping(&self) {
+        let mut vendor = 0u16;
+        // SAFETY: The function is alive, and the pointer is to a local.
+        // CAST: 0.
+        unsafe {
+            bindings::pci_read_config_word(
+                self.as_raw(),
+                bindings::PCI_VENDOR_ID as i32,
+                &mut vendor,
+            )
+        };
     }
 
     /// Whether it is an NVMe controller.

@@ -57,6 +57,40 @@ extern "C" {
 
     pub(super) fn barbuf_helper_pci_free_p2pmem(pdev: *mut bindings::pci_dev) -> u64;
 
+    pub(super) fn barbuf_helper_pci_of(dev: *mut bindings::device) -> *mut bindings::pci_dev;
+    pub(super) fn barbuf_helper_pci_meet(
+        a: *mut bindings::pci_dev,
+        b: *mut bindings::pci_dev,
+        redirected: *mut bool,
+    ) -> bool;
+    pub(super) fn barbuf_helper_p2pdma_distance(
+        provider: *mut bindings::pci_dev,
+        client: *mut bindings::pci_dev,
+    ) -> c_int;
+    pub(super) fn barbuf_helper_p2pdma_provider(
+        pdev: *mut bindings::pci_dev,
+        bar: c_int,
+    ) -> *mut bindings::p2pdma_provider;
+    pub(super) fn barbuf_helper_dma_translated(dev: *mut bindings::device) -> bool;
+    pub(super) fn barbuf_helper_dma_limit(dev: *mut bindings::device) -> u64;
+
+    pub(super) fn barbuf_helper_dma_buf_map(
+        attach: *mut bindings::dma_buf_attachment,
+        provider: *mut bindings::p2pdma_provider,
+        pieces: *const c_void,
+        count: usize,
+        size: usize,
+        direction: bindings::dma_data_direction,
+    ) -> *mut bindings::sg_table;
+    pub(super) fn barbuf_helper_dma_buf_unmap(
+        attach: *mut bindings::dma_buf_attachment,
+        table: *mut bindings::sg_table,
+        direction: bindings::dma_data_direction,
+    );
+    pub(super) fn barbuf_helper_iosys_map_set(map: *mut bindings::iosys_map, memory: *mut c_void);
+    pub(super) fn barbuf_helper_iosys_map_get(map: *mut bindings::iosys_map) -> *mut c_void;
+
+    pub(super) fn barbuf_helper_drain();
     pub(super) fn barbuf_helper_memset_io(dst: *mut c_void, value: c_int, len: usize);
 
     pub(super) fn barbuf_helper_trace_export(

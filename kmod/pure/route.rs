@@ -76,6 +76,17 @@ impl Reason {
     }
 }
 
+/// The memory that is to be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// The BAR that it lies in.
+    pub bar: u32,
+    /// Its last byte as CPUs see it.
+    pub last: u64,
+    /// How many bytes there are.
+    pub size: u64,
+}
+
 /// What is known of the way between a provider and a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
@@ -91,10 +102,8 @@ pub struct Facts {
     pub mask: Option<u64>,
     /// The last byte of the memory as the bus sees it.
     pub last_bus: u64,
-    /// The last byte of the memory as CPUs see it.
-    pub last_physical: u64,
-    /// How many bytes of memory there are.
-    pub size: u64,
+    /// The memory.
+    pub memory: Memory,
 }
 
 /// The answer.
@@ -119,19 +128,31 @@ impl Route {
     }
 }
 
-impl Facts {
-    /// The last address that the device has to form, over a route of this kind.
-    ///
-    /// Behind an IOMMU that is one range of addresses of its own, for which only the length is
-    /// known.
-    const fn last_address(&self, kind: Kind) -> u64 {
-        match kind {
-            Kind::Switch => self.last_bus,
-            _ if self.translated => self.size.saturating_sub(1),
-            _ => self.last_physical,
-        }
+/// The last address that a device has to form to reach `memory`, whose last byte the bus sees at
+/// `last_bus`, over a route of this kind.
+///
+/// Behind an IOMMU that is one range of addresses of its own, for which only the length is known.
+pub const fn last_address(kind: Kind, translated: bool, memory: &Memory, last_bus: u64) -> u64 {
+    match kind {
+        Kind::Switch => last_bus,
+        _ if translated => memory.size.saturating_sub(1),
+        _ => memory.last,
     }
+}
 
+/// How many bytes the kernel's helper may be given in one piece.
+///
+/// It cuts what is longer than 4 GiB less a page into entries of the scatterlist. Without an IOMMU
+/// on the way of a host bridge, it maps the piece as a whole and unmaps every entry, which the DMA
+/// API forbids. Pieces of 2 GiB are never cut, and keep the alignment of the memory.
+pub const fn piece_limit(kind: Kind, translated: bool) -> u64 {
+    match kind {
+        Kind::HostBridge if !translated => 1 << 31,
+        _ => u64::MAX,
+    }
+}
+
+impl Facts {
     /// What the findings mean.
     pub const fn judge(&self) -> Route {
         let distance = match self.distance {
@@ -145,7 +166,11 @@ impl Facts {
             Kind::HostBridge
         };
         match self.mask {
-            Some(mask) if self.last_address(kind) > mask => Route::none(Reason::DmaMask),
+            Some(mask)
+                if last_address(kind, self.translated, &self.memory, self.last_bus) > mask =>
+            {
+                Route::none(Reason::DmaMask)
+            }
             _ => Route {
                 kind,
                 reason: Reason::None,

@@ -12,7 +12,9 @@ use std::fs;
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
 
-use barbuf_sys::ioctl::{BARBUF_EXPORT, BARBUF_INFO, BARBUF_QUERY, BARBUF_REVOKE, REQUESTS};
+use barbuf_sys::ioctl::{
+    BARBUF_EXPORT, BARBUF_INFO, BARBUF_QUERY, BARBUF_REVOKE, BARBUF_ROUTE, REQUESTS,
+};
 use barbuf_sys::layout::{CONSTANTS, STRUCTS};
 
 use crate::kit::node::name;
@@ -93,7 +95,13 @@ fn the_module_agrees(_: &Ctx) -> Result<()> {
 fn only_the_published_numbers_exist(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let control = Node::control()?;
-    let on_provider = [BARBUF_INFO, BARBUF_EXPORT, BARBUF_QUERY, BARBUF_REVOKE];
+    let on_provider = [
+        BARBUF_INFO,
+        BARBUF_EXPORT,
+        BARBUF_QUERY,
+        BARBUF_REVOKE,
+        BARBUF_ROUTE,
+    ];
     let on_control = [BARBUF_QUERY, ioctl::BARBUF_ADOPT, ioctl::BARBUF_RELEASE];
     for (node, known, which) in [
         (&provider.node, &on_provider[..], "the provider's node"),

@@ -7,6 +7,7 @@ use std::mem::offset_of;
 
 use barbuf_sys::ioctl::{
     BARBUF_ADOPT, BARBUF_EXPORT, BARBUF_INFO, BARBUF_QUERY, BARBUF_RELEASE, BARBUF_REVOKE,
+    BARBUF_ROUTE,
 };
 
 use crate::errors::call;
@@ -67,6 +68,12 @@ fn right_arguments(
             ..barbuf_revoke::new()
         }),
     )?;
+    let mut route = barbuf_route {
+        fd: -1,
+        ..barbuf_route::new()
+    };
+    route.name[..12].copy_from_slice(b"ffff:ff:1f.7");
+    check(&provider.node, BARBUF_ROUTE, bytes(&route))?;
     // No such function: ENODEV is the answer to an argument that is well formed.
     let mut adopt = barbuf_adopt::new();
     adopt.name[..12].copy_from_slice(b"ffff:ff:1f.7");

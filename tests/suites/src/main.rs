@@ -19,6 +19,7 @@ mod figures;
 mod foreign;
 mod fuzz;
 mod hardware;
+mod import;
 mod inflight;
 mod isolation;
 mod kit;
@@ -29,7 +30,9 @@ mod p2pmem;
 mod posted;
 mod provoke;
 mod races;
+mod recall;
 mod revoke;
+mod route;
 mod smoke;
 mod support;
 mod vmops;
@@ -57,6 +60,9 @@ const SUITES: &[Suite] = &[
     revoke::SUITE,
     inflight::SUITE,
     adopt::SUITE,
+    route::SUITE,
+    import::SUITE,
+    recall::SUITE,
     hardware::SUITE,
     isolation::SUITE,
     lifetime::SUITE,

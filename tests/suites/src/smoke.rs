@@ -20,7 +20,9 @@ const EVERY_TOPOLOGY: &[&str] = &[
     "minimal",
     "npu-cmb",
     "two-root-ports",
+    "no-route",
     "iommu",
+    "iommu-root-ports",
     "small-npu",
     "icount",
 ];

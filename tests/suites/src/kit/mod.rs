@@ -8,6 +8,7 @@
 //! did.
 
 pub(crate) mod drive;
+pub(crate) mod importer;
 pub(crate) mod map;
 pub(crate) mod node;
 pub(crate) mod p2pmem;

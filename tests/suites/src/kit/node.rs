@@ -190,6 +190,62 @@ impl Node {
         Ok(Query { raw, ranges })
     }
 
+    /// How many devices are attached, and all of them.
+    pub(crate) fn attachments(
+        &self,
+        fd: impl AsFd,
+    ) -> Result<(u32, Vec<barbuf_attachment_info>), Errno> {
+        self.attachments_in(fd, 16)
+    }
+
+    /// The same with room for so many.
+    pub(crate) fn attachments_in(
+        &self,
+        fd: impl AsFd,
+        room: usize,
+    ) -> Result<(u32, Vec<barbuf_attachment_info>), Errno> {
+        let mut list = vec![barbuf_attachment_info::default(); room];
+        let mut raw = barbuf_query {
+            fd: fd.as_fd().as_raw_fd(),
+            nr_attachments: room as u32,
+            attachment_stride: size_of::<barbuf_attachment_info>() as u32,
+            attachments: list.as_mut_ptr() as u64,
+            ..barbuf_query::new()
+        };
+        // SAFETY: The structure and the array live, with the sizes said.
+        Errno::result(unsafe { ioctl::query(self.as_raw_fd(), &mut raw) })?;
+        list.truncate(raw.nr_attachments as usize);
+        Ok((raw.nr_attachments, list))
+    }
+
+    /// How the function called `bdf` reaches a buffer.
+    pub(crate) fn route(
+        &self,
+        fd: impl AsFd,
+        region: u32,
+        bdf: &str,
+    ) -> Result<barbuf_route, Errno> {
+        self.route_raw(fd.as_fd().as_raw_fd(), region, bdf)
+    }
+
+    /// The same for a number that may be no descriptor; -1 for a region.
+    pub(crate) fn route_raw(
+        &self,
+        fd: RawFd,
+        region: u32,
+        bdf: &str,
+    ) -> Result<barbuf_route, Errno> {
+        let mut raw = barbuf_route {
+            fd,
+            region,
+            ..barbuf_route::new()
+        };
+        raw.name[..bdf.len()].copy_from_slice(bdf.as_bytes());
+        // SAFETY: The structure lives.
+        Errno::result(unsafe { ioctl::route(self.as_raw_fd(), &mut raw) })?;
+        Ok(raw)
+    }
+
     pub(crate) fn revoke(&self, fd: impl AsFd) -> Result<(), Errno> {
         self.revoke_raw(fd.as_fd().as_raw_fd())
     }

@@ -149,6 +149,18 @@ pub(crate) fn presets() -> Vec<Topology> {
     .with_nvme(64, false, true)
     .with_npu(32 * GIB, true)
     .with_edu(true);
+    let no_route = Topology::new("no-route", "no switch, a root complex that nobody trusts")
+        .with_nvme(64, false, false)
+        .with_npu(4 * GIB, false)
+        .with_edu(false);
+    let iommu_root_ports = Topology {
+        cpu: Cpu::Epyc,
+        iommu: true,
+        ..Topology::new("iommu-root-ports", "as two-root-ports, behind an IOMMU")
+    }
+    .with_nvme(64, false, false)
+    .with_npu(32 * GIB, false)
+    .with_edu(false);
     let small_npu = Topology::new("small-npu", "NPUs of 1 GiB, 2 MiB and 1 MiB")
         .with_npu(GIB, true)
         .with_npu(2 * MIB, true)
@@ -161,7 +173,16 @@ pub(crate) fn presets() -> Vec<Topology> {
     .with_npu(32 * GIB, true)
     .with_edu(true)
     .with_icount();
-    vec![minimal, npu_cmb, two_root_ports, iommu, small_npu, icount]
+    vec![
+        minimal,
+        npu_cmb,
+        two_root_ports,
+        no_route,
+        iommu,
+        iommu_root_ports,
+        small_npu,
+        icount,
+    ]
 }
 
 pub(crate) fn find(name: &str) -> Result<Topology> {

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Importers of a buffer: devices that read and write it by DMA, and CPUs in the kernel.
+//!
+//! An importer that can be told to stop does so in bounded time; revoking tells it and waits. One
+//! that cannot is let in only if the export said so, and then revoking waits for as long as it
+//! likes.
+//!
+//! Locks: the dma-buf core holds the buffer's reservation lock around everything here but
+//! attaching, detaching and the ends of a CPU access. [`Buffer::recall_importers`] takes it, inside
+//! `Buffer::teardown`. `Importers::counts` is inside both and holds none.
+
+use crate::{
+    buffer::Buffer,
+    copy::errno,
+    ext::{
+        attach::{
+            Attachment,
+            Direction,
+            Mapped,
+            Piece, //
+        },
+        memtype::{
+            self,
+            IoMapping, //
+        },
+        p2pdma::Memory, //
+    },
+    pure::{
+        export::Flags,
+        mode::Cache,
+        order::PageOrder,
+        range::Range,
+        route::{
+            self,
+            Reason,
+            Route, //
+        },
+        state::{
+            Event,
+            Outcome, //
+        }, //
+    }, //
+};
+use kernel::{
+    new_condvar, new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        CondVar,
+        Mutex, //
+    },
+};
+
+/// A device that is attached to a buffer.
+pub(crate) struct Importer {
+    /// How it reaches the memory.
+    pub(crate) route: Route,
+    /// It can address memory of other devices.
+    pub(crate) peer2peer: bool,
+    /// It can be told to stop.
+    pub(crate) revocable: bool,
+    /// An IOMMU translates for it.
+    translated: bool,
+    /// Mappings that it has.
+    maps: Atomic<i32>,
+    /// Pins that it has.
+    pins: Atomic<i32>,
+}
+
+impl Importer {
+    /// Mappings that it has.
+    pub(crate) fn maps(&self) -> u32 {
+        u32::try_from(self.maps.load(Relaxed)).unwrap_or(0)
+    }
+
+    /// Pins that it has.
+    pub(crate) fn pins(&self) -> u32 {
+        u32::try_from(self.pins.load(Relaxed)).unwrap_or(0)
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    /// Attachments.
+    attached: u32,
+    /// Mappings of importers that can be told to stop.
+    revocable_maps: u32,
+    /// Attachments that cannot.
+    fixed: u32,
+    /// `vmap()`, 1 or 0: the core counts how many use it.
+    vmaps: u32,
+}
+
+/// All importers of a buffer.
+#[pin_data]
+pub(crate) struct Importers {
+    #[pin]
+    counts: Mutex<Counts>,
+    /// One of those that somebody waits for has gone.
+    #[pin]
+    left: CondVar,
+}
+
+impl Importers {
+    /// None yet.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            counts <- new_mutex!(Counts::default()),
+            left <- new_condvar!(),
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Counts)) {
+        let mut counts = self.counts.lock();
+        change(&mut counts);
+        if counts.revocable_maps == 0 || counts.fixed == 0 || counts.vmaps == 0 {
+            self.left.notify_all();
+        }
+    }
+
+    fn wait(&self, until: impl Fn(&Counts) -> bool) {
+        let mut counts = self.counts.lock();
+        while !until(&counts) {
+            self.left.wait(&mut counts);
+        }
+    }
+
+    fn look(&self) -> Counts {
+        *self.counts.lock()
+    }
+
+    /// Attachments.
+    pub(crate) fn attached(&self) -> u32 {
+        self.look().attached
+    }
+
+    /// Whether the kernel's CPU mapping is in use.
+    pub(crate) fn is_vmapped(&self) -> bool {
+        self.look().vmaps != 0
+    }
+
+    /// Whether revoking would wait for somebody who cannot be told to stop.
+    pub(crate) fn is_held(&self) -> bool {
+        let counts = self.look();
+        counts.fixed != 0 || counts.vmaps != 0
+    }
+}
+
+fn plus(count: &mut u32) {
+    *count = count.saturating_add(1);
+}
+
+fn minus(count: &mut u32) {
+    *count = count.saturating_sub(1);
+}
+
+/// Whom [`Buffer::recall_importers`] waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitFor {
+    /// Importers that can be told to stop: for a reset, after which the memory is the same.
+    Revocable,
+    /// Everybody: before the memory goes to somebody else.
+    All,
+}
+
+impl Buffer {
+    fn allows(&self, event: Event) -> Result {
+        match self.life().apply(event).1 {
+            Outcome::Proceed => Ok(()),
+            Outcome::Refused(why) => Err(errno(why)),
+            _ => Err(EAGAIN),
+        }
+    }
+
+    fn is_write_combining(&self) -> bool {
+        self.terms.cache == Cache::WriteCombining
+    }
+
+    fn has_consent(&self) -> bool {
+        self.terms.flags.contains(Flags::STATIC_IMPORT)
+    }
+
+    /// A device wants to import the buffer.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when it is revoked, `EOPNOTSUPP` when the device cannot be told to stop and the
+    /// export did not allow that, `EREMOTEIO` when it has no route, `ERANGE` when it cannot form
+    /// the addresses.
+    pub(crate) fn admit(&self, device: &Attachment<'_>) -> Result<KBox<Importer>> {
+        let _live = self.gate.enter().ok_or(ENODEV)?;
+        self.allows(Event::Attach)?;
+        let peer2peer = device.peer2peer();
+        // A driver that can be told, but thinks that it imports ordinary memory, is no better.
+        let revocable = peer2peer && device.can_be_told();
+        if !revocable && !self.has_consent() {
+            return Err(EOPNOTSUPP);
+        }
+        let reach = device.reach();
+        let route = match device.function() {
+            Some(client) => self.provider.route(self.memory(), &client, reach),
+            // Not on a PCI bus: good for reading with the CPU (vgem), never for DMA.
+            None if !revocable => Route::none(Reason::None),
+            None => Route::none(Reason::NoDevice),
+        };
+        if route.reason != Reason::None {
+            self.provider.complain(device, route.reason);
+            return Err(match route.reason {
+                Reason::DmaMask => ERANGE,
+                _ => EREMOTEIO,
+            });
+        }
+        let importer = KBox::new(
+            Importer {
+                route,
+                peer2peer,
+                revocable,
+                translated: reach.translated,
+                maps: Atomic::new(0),
+                pins: Atomic::new(0),
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        // Inside the gate: who closes it sees this, or nobody comes in any more.
+        self.importers.change(|counts| {
+            plus(&mut counts.attached);
+            if !revocable {
+                plus(&mut counts.fixed);
+            }
+        });
+        Ok(importer)
+    }
+
+    /// The importer has detached.
+    pub(crate) fn dismissed(&self, importer: &Importer) {
+        self.importers.change(|counts| {
+            minus(&mut counts.attached);
+            if !importer.revocable {
+                minus(&mut counts.fixed);
+            }
+        });
+    }
+
+    /// The importer pins. The memory never moves, so that this only counts; a pin does not keep the
+    /// buffer from being revoked.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when it is revoked.
+    pub(crate) fn pin(&self, importer: &Importer) -> Result {
+        let _live = self.gate.enter().ok_or(ENODEV)?;
+        importer.pins.add(1, Relaxed);
+        Ok(())
+    }
+
+    /// The importer unpins.
+    pub(crate) fn unpin(&self, importer: &Importer) {
+        importer.pins.add(-1, Relaxed);
+    }
+
+    /// The memory of the buffer as DMA sees it: the BAR, the last byte, and how many there are.
+    pub(crate) fn memory(&self) -> route::Memory {
+        let last = self.ranges.iter().map(|range| range.end()).max();
+        route::Memory {
+            bar: self.bar(),
+            last: self
+                .base
+                .saturating_add(last.unwrap_or(0))
+                .saturating_sub(1),
+            size: self.size,
+        }
+    }
+
+    fn bar(&self) -> u32 {
+        let region = self.provider.regions.get(self.region as usize);
+        region.map_or(u32::MAX, |region| region.bar)
+    }
+
+    /// Makes DMA addresses for an importer.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the buffer is revoked, `EAGAIN` while it is suspended, `EACCES` when it is
+    /// read-only and the device would write, `ERANGE` when the device's DMA mask has shrunk since it
+    /// attached, `EINVAL` when it does not reach the memory, `ENOMEM`.
+    pub(crate) fn map_for(
+        &self,
+        device: &Attachment<'_>,
+        importer: &Importer,
+        direction: Direction,
+    ) -> Result<Mapped> {
+        let _live = self.gate.enter().ok_or(ENODEV)?;
+        self.allows(Event::Map)?;
+        if !direction.is_valid() {
+            return Err(EINVAL);
+        }
+        if direction.writes() && !self.terms.open.writable {
+            return Err(EACCES);
+        }
+        let function = &self.provider.function;
+        let memory = Memory::of(function, self.bar()).ok_or(EREMOTEIO)?;
+        // The kernel warns about an address beyond the mask, and over a switch it does not look.
+        let (kind, whole) = (importer.route.kind, self.memory());
+        let last = route::last_address(kind, importer.translated, &whole, memory.bus(whole.last));
+        if last > device.reach().mask {
+            return Err(ERANGE);
+        }
+        let limit = route::piece_limit(kind, importer.translated);
+        let mapped = match &*self.ranges {
+            [range] if range.len() <= limit => {
+                let pieces = [self.piece(*range)?];
+                device.map(&memory, &pieces, self.size, direction)?
+            }
+            _ => {
+                let pieces = self.pieces(limit)?;
+                device.map(&memory, &pieces, self.size, direction)?
+            }
+        };
+        importer.maps.add(1, Relaxed);
+        if importer.revocable {
+            self.importers
+                .change(|counts| plus(&mut counts.revocable_maps));
+        }
+        Ok(mapped)
+    }
+
+    fn piece(&self, range: Range) -> Result<Piece> {
+        let start = self.base.checked_add(range.start()).ok_or(EINVAL)?;
+        Ok(Range::new(start, range.len()).map_err(errno)?.into())
+    }
+
+    /// The buffer's bytes as physical addresses, no piece longer than `limit`.
+    fn pieces(&self, limit: u64) -> Result<KVec<Piece>> {
+        let mut pieces = KVec::new();
+        for range in self.ranges.iter() {
+            let mut at = range.start();
+            while let Some(rest) = Range::between(at, range.end()) {
+                let part = Range::new(at, rest.len().min(limit)).map_err(errno)?;
+                pieces.push(self.piece(part)?, GFP_KERNEL)?;
+                at = part.end();
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// An importer has given its DMA addresses back.
+    pub(crate) fn unmapped_by(&self, importer: &Importer) {
+        importer.maps.add(-1, Relaxed);
+        if importer.revocable {
+            self.importers
+                .change(|counts| minus(&mut counts.revocable_maps));
+        }
+    }
+
+    /// A CPU begins to access the memory. There is nothing to bring: no mapping is cached.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the buffer is revoked.
+    pub(crate) fn begin_cpu_access(&self) -> Result {
+        self.gate.enter().map(drop).ok_or(ENODEV)
+    }
+
+    /// A CPU has accessed the memory. What it has written is on its way, posted, or still in a
+    /// write-combining buffer: afterwards it has arrived.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`
+    pub(crate) fn end_cpu_access(&self, wrote: bool) -> Result {
+        let live = self.gate.enter();
+        if !wrote || live.is_none() || !self.provider.function.decodes_memory() {
+            return Ok(());
+        }
+        memtype::drain();
+        let region = self.provider.regions.get(self.region as usize);
+        if region.is_some_and(|region| region.facts.memory_only || region.facts.prefetchable) {
+            let page = Range::new(self.first_physical(), PageOrder::Page4K.size());
+            memtype::read_back(page.map_err(errno)?, self.is_write_combining())
+        } else {
+            // Reading a register could do something. Configuration space is as far away.
+            self.provider.function.ping();
+            Ok(())
+        }
+    }
+
+    /// Maps all of the buffer into the kernel.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` when the export did not allow importers that cannot be told to stop, or when
+    /// the ranges do not follow each other; `ENODEV`, `EAGAIN` and `EACCES` as for devices.
+    pub(crate) fn vmap(&self) -> Result<IoMapping> {
+        let _live = self.gate.enter().ok_or(ENODEV)?;
+        self.allows(Event::Map)?;
+        if !self.has_consent() {
+            return Err(EOPNOTSUPP);
+        }
+        if !self.terms.open.writable {
+            // Nobody says whether it is for reading only.
+            return Err(EACCES);
+        }
+        let mut next = self.ranges.first().map_or(0, |range| range.start());
+        for range in self.ranges.iter() {
+            if range.start() != next {
+                return Err(EOPNOTSUPP);
+            }
+            next = range.end();
+        }
+        let physical = Range::new(self.first_physical(), self.size).map_err(errno)?;
+        let mapping = IoMapping::new(physical, self.is_write_combining())?;
+        self.importers.change(|counts| plus(&mut counts.vmaps));
+        Ok(mapping)
+    }
+
+    /// The mapping is gone.
+    pub(crate) fn vunmapped(&self) {
+        self.importers.change(|counts| minus(&mut counts.vmaps));
+    }
+
+    /// Takes the DMA addresses back from all importers, and waits until they have let go.
+    ///
+    /// When this returns, no device accesses the memory through this buffer: each importer has been
+    /// told, the DMA that it had announced is over, and it has unmapped. With [`WaitFor::All`] the
+    /// same is true of those that cannot be told, which have detached; with
+    /// [`WaitFor::Revocable`] those go on.
+    ///
+    /// The new state must have been stored before: importers ask for new addresses at once, and
+    /// hear `ENODEV` (revoked) or `EAGAIN` (suspended). After [`WaitFor::Revocable`] the caller
+    /// stores the state *live* when the memory is back, and calls [`Buffer::invite_importers`].
+    ///
+    /// Takes the reservation lock, which importers' `invalidate_mappings` run under. The caller
+    /// holds `teardown` and no lock inside of it, and not the buffer's gate. Sleeps, without a time
+    /// limit.
+    pub(crate) fn recall_importers(&self, whom: WaitFor) {
+        let Some(dmabuf) = self.dmabuf() else {
+            // An importer holds a reference to the dma-buf: there is none.
+            return;
+        };
+        let reserved = dmabuf.reserve();
+        reserved.invalidate();
+        reserved.wait_for_fences();
+        if whom == WaitFor::All && self.importers.is_held() {
+            reserved.each(|device, importer| {
+                if !importer.revocable {
+                    pr_warn!(
+                        "{}: revoking buffer {} waits until {} detaches, which cannot be told to stop\n",
+                        self.provider.function.address(),
+                        self.id(),
+                        device
+                    );
+                }
+            });
+            if self.importers.is_vmapped() {
+                pr_warn!(
+                    "{}: revoking buffer {} waits until the kernel unmaps it (vmap)\n",
+                    self.provider.function.address(),
+                    self.id()
+                );
+            }
+        }
+        drop(reserved);
+        self.importers.wait(|counts| {
+            counts.revocable_maps == 0
+                && (whom == WaitFor::Revocable || (counts.fixed == 0 && counts.vmaps == 0))
+        });
+    }
+
+    /// Tells all importers to ask for DMA addresses again: the memory is back from a reset.
+    ///
+    /// The state must be *live* already. Locks as for [`Buffer::recall_importers`]; does not wait.
+    #[expect(dead_code, reason = "for the end of a reset")]
+    pub(crate) fn invite_importers(&self) {
+        if let Some(dmabuf) = self.dmabuf() {
+            dmabuf.reserve().invalidate();
+        }
+    }
+}
