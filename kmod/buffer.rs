@@ -247,7 +247,8 @@ impl Buffer {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        let dmabuf = DmaBuf::export(buffer.clone(), size, access, folios)?;
+        let vmap = buffer.can_be_vmapped();
+        let dmabuf = DmaBuf::export(buffer.clone(), size, access, folios, vmap)?;
         buffer.id.store(dmabuf.id(), Relaxed);
         Ok(dmabuf)
     }
@@ -292,6 +293,10 @@ impl Buffer {
         match outcome {
             Outcome::Changed => {}
             _ => return Err(EBADFD),
+        }
+        // The core warns when vmap() fails, so it must not get to us any more.
+        if let Some(dmabuf) = self.weak.upgrade::<Self>() {
+            dmabuf.forbid_vmap();
         }
         // First the flag: who asks from here on hears that it is revoked.
         self.life.store(life.to_bits(), Release);

@@ -33,6 +33,7 @@ use crate::{
         range::Range,
         route::{
             self,
+            Kind,
             Reason,
             Route, //
         },
@@ -286,7 +287,7 @@ impl Buffer {
     ///
     /// `ENODEV` when the buffer is revoked, `EAGAIN` while it is suspended, `EACCES` when it is
     /// read-only and the device would write, `ERANGE` when the device's DMA mask has shrunk since it
-    /// attached, `EINVAL` when it does not reach the memory, `ENOMEM`.
+    /// attached, `EREMOTEIO` when it has no route, `ENOMEM`.
     pub(crate) fn map_for(
         &self,
         device: &Attachment<'_>,
@@ -300,6 +301,10 @@ impl Buffer {
         }
         if direction.writes() && !self.terms.open.writable {
             return Err(EACCES);
+        }
+        if importer.route.kind == Kind::None {
+            // Let in for reading with the CPU.
+            return Err(EREMOTEIO);
         }
         let function = &self.provider.function;
         let memory = Memory::of(function, self.bar()).ok_or(EREMOTEIO)?;
@@ -388,29 +393,25 @@ impl Buffer {
         }
     }
 
+    /// Whether the kernel's CPUs can have a mapping: only if the export allowed importers that cannot
+    /// be told to stop; as one piece; and for writing, because nobody says whether it is for reading
+    /// only.
+    pub(crate) fn can_be_vmapped(&self) -> bool {
+        let mut pairs = self.ranges.iter().zip(self.ranges.iter().skip(1));
+        let is_one_piece = pairs.all(|(range, next)| range.end() == next.start());
+        self.has_consent() && self.terms.open.writable && is_one_piece
+    }
+
     /// Maps all of the buffer into the kernel.
+    ///
+    /// The core warns about an error. So this is out of reach of those who could be refused: see
+    /// [`Buffer::can_be_vmapped`], and `DmaBuf::forbid_vmap` for revoked buffers.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` when the export did not allow importers that cannot be told to stop, or when
-    /// the ranges do not follow each other; `ENODEV`, `EAGAIN` and `EACCES` as for devices.
+    /// `ENOMEM`
     pub(crate) fn vmap(&self) -> Result<IoMapping> {
         let _live = self.gate.enter().ok_or(ENODEV)?;
-        self.allows(Event::Map)?;
-        if !self.has_consent() {
-            return Err(EOPNOTSUPP);
-        }
-        if !self.terms.open.writable {
-            // Nobody says whether it is for reading only.
-            return Err(EACCES);
-        }
-        let mut next = self.ranges.first().map_or(0, |range| range.start());
-        for range in self.ranges.iter() {
-            if range.start() != next {
-                return Err(EOPNOTSUPP);
-            }
-            next = range.end();
-        }
         let physical = Range::new(self.first_physical(), self.size).map_err(errno)?;
         let mapping = IoMapping::new(physical, self.is_write_combining())?;
         self.importers.change(|counts| plus(&mut counts.vmaps));

@@ -333,6 +333,7 @@ void __iomem *barbuf_helper_iosys_map_get(struct iosys_map *map)
 
 void barbuf_helper_drain(void)
 {
+	/* Empties the write-combining buffers before the load that follows. */
 	mb();
 }
 

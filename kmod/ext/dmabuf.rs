@@ -166,16 +166,22 @@ impl<T: Exporter> DmaBuf<T> {
     /// Makes a dma-buf of `size` bytes around `data`.
     ///
     /// `flags` are `O_RDONLY` or `O_RDWR`. With `dax` the inode behind the dma-buf is marked as DAX: only then does the
-    /// kernel ask for folios of 1 GiB and drop their references again. The inode belongs to this dma-buf alone.
+    /// kernel ask for folios of 1 GiB and drop their references again. The inode belongs to this dma-buf alone. Without
+    /// `vmap` the kernel's CPUs cannot map it: the core says `EINVAL` by itself, whereas it warns about an exporter's
+    /// function that fails.
     ///
     /// # Errors
     ///
     /// `ENOMEM`; `EOPNOTSUPP` when `dax` is wanted and this kernel has no DAX; `ENFILE` when the system has no file left.
-    pub(crate) fn export(data: Arc<T>, size: u64, flags: u32, dax: bool) -> Result<Self> {
+    pub(crate) fn export(data: Arc<T>, size: u64, flags: u32, dax: bool, vmap: bool) -> Result<Self> {
         let info = bindings::dma_buf_export_info {
             exp_name: T::NAME.as_char_ptr(),
             owner: this_module::<crate::LocalModule>().as_ptr(),
-            ops: &Ops::<T>::TABLE,
+            ops: if vmap {
+                &Ops::<T>::WITH_VMAP
+            } else {
+                &Ops::<T>::TABLE
+            },
             size: size.try_into()?,
             // CAST: Only the two lowest bits are ever set.
             flags: flags as c_int,
@@ -254,6 +260,16 @@ impl<T: Exporter> DmaBuf<T> {
         // SAFETY: The file and so its mapping are alive. All mappings are shared ones, so `even_cows` has no effect.
         unsafe {
             bindings::unmap_mapping_range((*self.file()).f_mapping, offset as i64, len as i64, 1)
+        };
+    }
+
+    /// From now on the kernel's CPUs cannot map the memory any more. Takes the reservation lock.
+    pub(crate) fn forbid_vmap(&self) {
+        let _reserved = self.reserve();
+        // SAFETY: The dma-buf is alive. The core looks at this member for `vmap` with the lock held; for all else the two
+        // tables are the same, whichever of them another CPU sees.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*self.raw.as_ptr()).ops, &Ops::<T>::TABLE)
         };
     }
 
@@ -364,8 +380,14 @@ impl<T: Exporter> Ops<T> {
         begin_cpu_access: Some(ImportOps::<T>::begin_cpu_access),
         end_cpu_access: Some(ImportOps::<T>::end_cpu_access),
         mmap: Some(Self::mmap),
-        vmap: Some(ImportOps::<T>::vmap),
+        vmap: None,
+        // Needed for what was mapped before `forbid_vmap`.
         vunmap: Some(ImportOps::<T>::vunmap),
+    };
+
+    const WITH_VMAP: bindings::dma_buf_ops = bindings::dma_buf_ops {
+        vmap: Some(ImportOps::<T>::vmap),
+        ..Self::TABLE
     };
 
     /// # Safety

@@ -450,7 +450,7 @@ static int importer_fence(struct importer *importer, u32 delay_ms)
 
 	if (!importer->attachment)
 		return -ENOTCONN;
-	fence = kzalloc(sizeof(*fence), GFP_KERNEL);
+	fence = kzalloc_obj(*fence);
 	if (!fence)
 		return -ENOMEM;
 	spin_lock_init(&fence->lock);
@@ -578,7 +578,7 @@ static long importer_ioctl(struct file *file, unsigned int cmd,
 
 static int importer_open(struct inode *inode, struct file *file)
 {
-	struct importer *importer = kzalloc(sizeof(*importer), GFP_KERNEL);
+	struct importer *importer = kzalloc_obj(*importer);
 
 	if (!importer)
 		return -ENOMEM;

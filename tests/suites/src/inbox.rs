@@ -228,7 +228,8 @@ fn request_buffers(camera: &Loaded, count: u32, memory: u32) -> Result<()> {
 /// It is the same picture as in vivid's own memory, apart from the clock that it paints into the upper part; it ends
 /// where it should; and without consent the buffer is refused.
 fn vivid_fills_a_buffer(ctx: &Ctx) -> Result<()> {
-    let parameters = "n_devs=1 node_types=0x1 allocators=0 num_inputs=1 input_types=0 no_error_inj=1";
+    let parameters =
+        "n_devs=1 node_types=0x1 allocators=0 num_inputs=1 input_types=0 no_error_inj=1";
     let camera = Loaded::new(ctx, "vivid", parameters, "/dev/video0")?;
     let mut format = v4l2::Format {
         kind: v4l2::CAPTURE,

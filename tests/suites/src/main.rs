@@ -20,6 +20,7 @@ mod foreign;
 mod fuzz;
 mod hardware;
 mod import;
+mod inbox;
 mod inflight;
 mod isolation;
 mod kit;
@@ -63,6 +64,7 @@ const SUITES: &[Suite] = &[
     route::SUITE,
     import::SUITE,
     recall::SUITE,
+    inbox::SUITE,
     hardware::SUITE,
     isolation::SUITE,
     lifetime::SUITE,

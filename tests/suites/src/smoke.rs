@@ -25,6 +25,7 @@ const EVERY_TOPOLOGY: &[&str] = &[
     "iommu-root-ports",
     "small-npu",
     "icount",
+    "icount-root-ports",
 ];
 
 pub(crate) const SUITE: Suite = Suite {

@@ -27,7 +27,12 @@ fn attach_and_map(ctx: &Ctx, engine: &Engine, buffer: impl AsFd, name: &str) -> 
         entries.push(u64::from(cycle.nents));
     }
     tell(ctx, &format!("import_{name}"), Unit::Ns, samples)?;
-    tell(ctx, &format!("import_{name}_entries"), Unit::Entries, entries)
+    tell(
+        ctx,
+        &format!("import_{name}_entries"),
+        Unit::Entries,
+        entries,
+    )
 }
 
 /// Of a buffer of 32 GiB.

@@ -8,6 +8,7 @@
 
 mod clock;
 mod export;
+mod import;
 mod revoke;
 mod touch;
 
@@ -19,10 +20,13 @@ use crate::support::{Ctx, Suite, test};
 
 use clock::clock_counts_instructions;
 use export::{export, export_by_vfio, struct_pages};
+use import::{import, import_by_vfio};
 use revoke::revoke;
 use touch::{touch_1g, touch_1g_by_vfio, touch_2m, touch_2m_one_by_one};
 
 const TOPOLOGIES: &[&str] = &["icount"];
+/// Where the importing device is in an IOMMU group of its own.
+const IMPORT: &[&str] = &["icount-root-ports"];
 
 pub(crate) const SUITE: Suite = Suite {
     name: "figures",
@@ -36,6 +40,8 @@ pub(crate) const SUITE: Suite = Suite {
         test!(revoke).on(TOPOLOGIES).timeout(300),
         test!(touch_1g_by_vfio).on(TOPOLOGIES).timeout(120),
         test!(export_by_vfio).on(TOPOLOGIES).timeout(120),
+        test!(import).on(IMPORT).timeout(120),
+        test!(import_by_vfio).on(IMPORT).timeout(120),
     ],
 };
 

@@ -23,6 +23,19 @@ pub enum Unit {
     Ns,
     /// Pages of memory, 4 KiB each.
     Pages,
+    /// Entries of a scatterlist.
+    Entries,
+}
+
+impl Unit {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unit::Ns => "ns",
+            Unit::Pages => "pages",
+            Unit::Entries => "entries",
+        }
+    }
 }
 
 impl Figure {

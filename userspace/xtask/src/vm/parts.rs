@@ -18,6 +18,8 @@ use crate::module;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Modules of the kernel that tests may load, where they are not built in.
 const WANTED: &[&str] = &["nvme", "ext4", "vfio_pci", "vfio_iommu_type1"];
+/// The same on Debian's kernel alone.
+const WANTED_ON_STOCK: &[&str] = &["vgem", "vivid"];
 /// The module under test.
 const PRODUCT: &str = "barbuf";
 
@@ -94,7 +96,11 @@ impl Parts {
     /// Gathers what guests of this kernel need.
     pub(crate) fn gather(kernel: Kernel, programs: &Programs, ctx: &Ctx) -> Result<Self> {
         let built = module::build(&kernel, ctx)?;
-        let mut modules = kmods::collect(&kernel.modules, WANTED)
+        let mut wanted = WANTED.to_vec();
+        if kernel.flavour == Flavour::Stock {
+            wanted.extend(WANTED_ON_STOCK);
+        }
+        let mut modules = kmods::collect(&kernel.modules, &wanted)
             .with_context(|| format!("the modules of the {} kernel", kernel.flavour))?;
         for path in &built.modules {
             modules.push(kmods::own(path)?);

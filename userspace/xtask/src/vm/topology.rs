@@ -173,6 +173,17 @@ pub(crate) fn presets() -> Vec<Topology> {
     .with_npu(32 * GIB, true)
     .with_edu(true)
     .with_icount();
+    let icount_root_ports = Topology {
+        cpu: Cpu::Epyc,
+        iommu: true,
+        ..Topology::new(
+            "icount-root-ports",
+            "as iommu-root-ports, for figures of imports",
+        )
+    }
+    .with_npu(32 * GIB, false)
+    .with_edu(false)
+    .with_icount();
     vec![
         minimal,
         npu_cmb,
@@ -182,6 +193,7 @@ pub(crate) fn presets() -> Vec<Topology> {
         iommu_root_ports,
         small_npu,
         icount,
+        icount_root_ports,
     ]
 }
 
