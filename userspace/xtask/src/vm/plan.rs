@@ -93,7 +93,7 @@ pub(crate) fn boots(
             if !tests.is_empty() {
                 boots.push(PlannedBoot {
                     name: format!("{flavour}-{}{suffix}", topology.name),
-                    topology: topology.clone(),
+                    topology: topology.clone().for_kernel(flavour),
                     suites: suites(&tests),
                     console: Vec::new(),
                     panics: false,
@@ -104,7 +104,7 @@ pub(crate) fn boots(
         for test in alone {
             boots.push(PlannedBoot {
                 name: format!("{flavour}-{}-{}-{}", topology.name, test.suite, test.name),
-                topology: topology.clone(),
+                topology: topology.clone().for_kernel(flavour),
                 suites: suites(&[test]),
                 console: test.console.clone(),
                 panics: test.panics,

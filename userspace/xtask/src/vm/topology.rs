@@ -11,6 +11,8 @@ use barbuf_guest::place::Place;
 use barbuf_guest::protocol as guest;
 use serde_json::{Value, json};
 
+use crate::kernel::Flavour;
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// The slots of the root complex below this one are QEMU's own.
@@ -98,6 +100,17 @@ impl Topology {
             behind_switch,
             hotpluggable: true,
         });
+        self
+    }
+
+    /// The same machine as this kernel is given it: on the debug kernel, which keeps books about each
+    /// struct page, the largest NPUs have 8 GiB, or making those for 4 KiB pages takes a minute.
+    pub(crate) fn for_kernel(mut self, flavour: Flavour) -> Self {
+        if flavour == Flavour::Debug {
+            for npu in &mut self.npus {
+                npu.bar_bytes = npu.bar_bytes.min(8 * GIB);
+            }
+        }
         self
     }
 
