@@ -10,10 +10,12 @@
 
 use barbuf_guest::sysfs;
 
+use crate::import::slab;
+use crate::kit::importer::Engine;
 use crate::kit::map::Room;
 use crate::kit::prelude::*;
 use crate::kit::touch;
-use crate::kit::vfio::Vfio;
+use crate::kit::vfio::{DmaBufRequest, Vfio};
 
 pub(crate) const SUITE: Suite = Suite {
     name: "defects",
@@ -42,6 +44,10 @@ pub(crate) const SUITE: Suite = Suite {
                 // The counter is put right for pages that are put back, and these were not.
                 "BUG: Bad rss-counter state",
             ]),
+        test!(scatterlists_of_a_dma_buf_are_lost)
+            .on(&["iommu-root-ports"])
+            .kernels(STOCK)
+            .timeout(60),
         test!(populating_pages_of_devices_is_an_unknown_error)
             .on(&["npu-cmb"])
             .kernels(STOCK)
@@ -171,6 +177,28 @@ fn folios_in_a_mixed_vma_are_lost_and_split(ctx: &Ctx) -> Result<()> {
     ensure!(
         unprotected()?.0 == 3,
         "this kernel no longer has defect 5: the leaf was still there after a look at smaps"
+    );
+    Ok(())
+}
+
+/// Defect 3: `dma_buf_free_sgt` frees as many entries as `orig_nents` says, and its counterpart has set that to 0.
+///
+/// Our defence: `barbuf_helper_dma_buf_unmap` puts it right before.
+fn scatterlists_of_a_dma_buf_are_lost(ctx: &Ctx) -> Result<()> {
+    const ROUNDS: u32 = 20_000;
+    // Two entries of 32 bytes.
+    const LEN: u64 = 4 * GIB;
+    let engine = Engine::load(ctx)?;
+    let vfio = Vfio::open(ctx, ctx.npu(0)?)?;
+    let buffer = vfio.dma_buf(&DmaBufRequest::new(MEMORY_BAR, 0, LEN))?;
+    let importer = engine.importer()?;
+    importer.cycle(&buffer, 0, 1_000)?;
+    let before = slab()?;
+    importer.cycle(&buffer, 0, ROUNDS)?;
+    let grown = slab()? - before;
+    ensure!(
+        grown > i64::from(ROUNDS) * 48,
+        "this kernel no longer has defect 3: {ROUNDS} mappings took {grown} bytes of slab memory"
     );
     Ok(())
 }

@@ -190,25 +190,30 @@ mod v4l2 {
     pub(super) const STREAMOFF: u64 = number(false, b'V', 19, 4);
 }
 
-/// Captures one frame into the only buffer of a queue.
-fn capture(camera: &Loaded, buffer: v4l2::Buffer) -> Result<u32> {
-    let (mut queued, mut kind) = (buffer, v4l2::CAPTURE);
+/// Captures a frame into the first of two buffers: vivid does not start with fewer.
+fn capture(camera: &Loaded, buffers: [v4l2::Buffer; 2]) -> Result<u32> {
+    let mut kind = v4l2::CAPTURE;
+    let mut done = buffers[0];
     // SAFETY: The arguments are the requests'.
     unsafe {
-        camera
-            .call(v4l2::QBUF, &mut queued)
-            .context("VIDIOC_QBUF")?;
+        for (index, mut buffer) in buffers.into_iter().enumerate() {
+            buffer.index = index as u32;
+            camera
+                .call(v4l2::QBUF, &mut buffer)
+                .context("VIDIOC_QBUF")?;
+        }
         camera
             .call(v4l2::STREAMON, &mut kind)
             .context("VIDIOC_STREAMON")?;
         camera
-            .call(v4l2::DQBUF, &mut queued)
+            .call(v4l2::DQBUF, &mut done)
             .context("VIDIOC_DQBUF")?;
         camera
             .call(v4l2::STREAMOFF, &mut kind)
             .context("VIDIOC_STREAMOFF")?;
     }
-    Ok(queued.bytesused)
+    ensure_eq!(done.index, 0);
+    Ok(done.bytesused)
 }
 
 fn request_buffers(camera: &Loaded, count: u32, memory: u32) -> Result<()> {
@@ -253,7 +258,7 @@ fn vivid_fills_a_buffer(ctx: &Ctx) -> Result<()> {
     );
 
     // What it paints into memory of its own.
-    request_buffers(&camera, 1, v4l2::MMAP)?;
+    request_buffers(&camera, 2, v4l2::MMAP)?;
     let mut own = v4l2::Buffer {
         kind: v4l2::CAPTURE,
         memory: v4l2::MMAP,
@@ -272,7 +277,7 @@ fn vivid_fills_a_buffer(ctx: &Ctx) -> Result<()> {
             own.place,
         )
     }?;
-    capture(&camera, own)?;
+    capture(&camera, [own, own])?;
     // SAFETY: vivid has stopped, and the mapping has that many bytes.
     let wanted = unsafe { std::slice::from_raw_parts(picture, size as usize) }.to_vec();
     // SAFETY: Mapped above, and nothing points into it.
@@ -281,7 +286,7 @@ fn vivid_fills_a_buffer(ctx: &Ctx) -> Result<()> {
 
     let provider = Provider::bind(ctx.npu(0)?)?;
     let room = size.next_multiple_of(PAGE) + PAGE;
-    request_buffers(&camera, 1, v4l2::DMABUF)?;
+    request_buffers(&camera, 2, v4l2::DMABUF)?;
     let queue = |buffer: &Buffer| v4l2::Buffer {
         kind: v4l2::CAPTURE,
         memory: v4l2::DMABUF,
@@ -298,9 +303,10 @@ fn vivid_fills_a_buffer(ctx: &Ctx) -> Result<()> {
 
     let consents = Export::any(room).flag(BARBUF_EXPORT_STATIC_IMPORT);
     let lenient = provider.node.export(&consents)?;
+    let spare = provider.node.export(&consents)?;
     let map = Mapping::whole(&lenient)?;
     fill(&map, 0, room, 35)?;
-    let used = capture(&camera, queue(&lenient))?;
+    let used = capture(&camera, [queue(&lenient), queue(&spare)])?;
     ensure_eq!(u64::from(used), size);
     let flags = provider.node.query(&lenient)?.raw.out_flags;
     ensure_eq!(flags, BARBUF_QUERY_HELD | BARBUF_QUERY_VMAPPED);
