@@ -352,6 +352,10 @@ impl dmabuf::Exporter for Buffer {
         this.map_for(device, importer, direction)
     }
 
+    fn is_linked(this: ArcBorrow<'_, Self>, importer: &Importer) -> bool {
+        this.is_linked_for(importer)
+    }
+
     fn unmapped(this: ArcBorrow<'_, Self>, importer: &Importer) {
         this.unmapped_by(importer);
     }

@@ -320,6 +320,10 @@ impl Buffer {
                 let pieces = [self.piece(*range)?];
                 device.map(&memory, &pieces, self.size, direction)?
             }
+            _ if self.is_linked_for(importer) => {
+                let pieces = self.pieces(limit)?;
+                device.link(&pieces, self.size, direction)?
+            }
             _ => {
                 let pieces = self.pieces(limit)?;
                 device.map(&memory, &pieces, self.size, direction)?
@@ -331,6 +335,12 @@ impl Buffer {
                 .change(|counts| plus(&mut counts.revocable_maps));
         }
         Ok(mapped)
+    }
+
+    /// Whether an importer gets several ranges as one range of addresses. The kernel's helper is
+    /// meant to do that, and fails at the second one.
+    pub(crate) fn is_linked_for(&self, importer: &Importer) -> bool {
+        importer.route.kind == Kind::HostBridge && importer.translated && self.ranges.len() > 1
     }
 
     fn piece(&self, range: Range) -> Result<Piece> {

@@ -6,6 +6,7 @@
 #include <linux/dma-buf-mapping.h>
 #include <linux/dma-buf.h>
 #include <linux/dma-mapping.h>
+#include <linux/dma-resv.h>
 #include <linux/eventfd.h>
 #include <linux/fs.h>
 #include <linux/huge_mm.h>
@@ -308,10 +309,85 @@ struct sg_table *barbuf_helper_dma_buf_map(struct dma_buf_attachment *attach,
 				       direction);
 }
 
+/* Several ranges as one range of addresses. */
+struct linked {
+	struct sg_table table;
+	struct dma_iova_state state;
+	size_t size;
+};
+
+static void unlink_pieces(struct device *dev, struct linked *linked,
+			  size_t done, enum dma_data_direction direction)
+{
+	if (done)
+		dma_iova_destroy(dev, &linked->state, done, direction,
+				 DMA_ATTR_MMIO);
+	else
+		dma_iova_free(dev, &linked->state);
+	/* As below: what was set to 0 must not be when it is freed. */
+	linked->table.orig_nents = linked->table.nents;
+	sg_free_table(&linked->table);
+	kfree(linked);
+}
+
+struct sg_table *barbuf_helper_dma_buf_link(struct dma_buf_attachment *attach,
+					    struct phys_vec *pieces,
+					    size_t count, size_t size,
+					    enum dma_data_direction direction)
+{
+	const size_t most = ALIGN_DOWN(UINT_MAX, PAGE_SIZE);
+	struct device *dev = attach->dev;
+	struct scatterlist *entry;
+	struct linked *linked;
+	size_t i, done = 0;
+	int result, n;
+
+	dma_resv_assert_held(attach->dmabuf->resv);
+	linked = kzalloc_obj(*linked);
+	if (!linked)
+		return ERR_PTR(-ENOMEM);
+	if (!dma_iova_try_alloc(dev, &linked->state, 0, size)) {
+		kfree(linked);
+		return ERR_PTR(-ENOMEM);
+	}
+	result = sg_alloc_table(&linked->table, DIV_ROUND_UP(size, most),
+				GFP_KERNEL);
+	for (i = 0; i < count && !result; i++) {
+		result = dma_iova_link(dev, &linked->state, pieces[i].paddr,
+				       done, pieces[i].len, direction,
+				       DMA_ATTR_MMIO);
+		if (!result)
+			done += pieces[i].len;
+	}
+	if (!result)
+		result = dma_iova_sync(dev, &linked->state, 0, done);
+	if (result) {
+		unlink_pieces(dev, linked, done, direction);
+		return ERR_PTR(result);
+	}
+	linked->size = done;
+	done = 0;
+	for_each_sgtable_sg(&linked->table, entry, n) {
+		sg_set_page(entry, NULL, 0, 0);
+		sg_dma_address(entry) = linked->state.addr + done;
+		sg_dma_len(entry) = min(most, linked->size - done);
+		done += sg_dma_len(entry);
+	}
+	/* There are no pages that somebody could look for. */
+	linked->table.orig_nents = 0;
+	return &linked->table;
+}
+
 void barbuf_helper_dma_buf_unmap(struct dma_buf_attachment *attach,
 				 struct sg_table *table,
-				 enum dma_data_direction direction)
+				 enum dma_data_direction direction, bool linked)
 {
+	if (linked) {
+		struct linked *all = container_of(table, struct linked, table);
+
+		unlink_pieces(attach->dev, all, all->size, direction);
+		return;
+	}
 	/*
 	 * dma_buf_phys_vec_to_sgt() has set orig_nents to 0, so that nobody
 	 * looks for pages; and sg_free_table() frees that many entries, which

@@ -86,9 +86,18 @@ struct sg_table *barbuf_helper_dma_buf_map(struct dma_buf_attachment *attach,
 					   struct phys_vec *pieces,
 					   size_t count, size_t size,
 					   enum dma_data_direction direction);
+/*
+ * The same for several ranges behind an IOMMU: dma_buf_phys_vec_to_sgt() links
+ * each of them at offset 0 of the addresses, which fails for the second one.
+ */
+struct sg_table *barbuf_helper_dma_buf_link(struct dma_buf_attachment *attach,
+					    struct phys_vec *pieces,
+					    size_t count, size_t size,
+					    enum dma_data_direction direction);
 void barbuf_helper_dma_buf_unmap(struct dma_buf_attachment *attach,
 				 struct sg_table *table,
-				 enum dma_data_direction direction);
+				 enum dma_data_direction direction,
+				 bool linked);
 void barbuf_helper_iosys_map_set(struct iosys_map *map, void __iomem *memory);
 void __iomem *barbuf_helper_iosys_map_get(struct iosys_map *map);
 

@@ -68,7 +68,7 @@ impl Direction {
 ///
 /// # Invariants
 ///
-/// From `dma_buf_phys_vec_to_sgt`, and not unmapped.
+/// From `dma_buf_phys_vec_to_sgt` or `barbuf_helper_dma_buf_link`, and not unmapped.
 pub(crate) struct Mapped(NonNull<bindings::sg_table>);
 
 /// A device that imports a dma-buf, or is about to.
@@ -171,6 +171,33 @@ impl core::fmt::Display for Attachment<'_> {
 impl kernel::fmt::Display for Attachment<'_> {
     fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
         core::fmt::Display::fmt(self, f)
+    }
+}
+
+impl Attachment<'_> {
+    /// The same for several pieces and a device that an IOMMU translates for: one range of addresses.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, also when the device cannot form so many addresses; `EIO`.
+    pub(crate) fn link(
+        &self,
+        pieces: &[Piece],
+        size: u64,
+        direction: Direction,
+    ) -> Result<Mapped> {
+        // SAFETY: All are valid for the call, which does not keep or change the pieces.
+        let table = from_err_ptr(unsafe {
+            shim::barbuf_helper_dma_buf_link(
+                self.raw.as_ptr(),
+                pieces.as_ptr().cast(),
+                pieces.len(),
+                size as usize,
+                direction.0,
+            )
+        })?;
+        // INVARIANT: Just made.
+        Ok(Mapped(NonNull::new(table).ok_or(ENOMEM)?))
     }
 }
 
@@ -295,10 +322,12 @@ impl<T: Exporter> ImportOps<T> {
         table: *mut bindings::sg_table,
         direction: bindings::dma_data_direction,
     ) {
-        // SAFETY: The core gives back what `map` has returned, with the same direction.
-        unsafe { shim::barbuf_helper_dma_buf_unmap(raw, table, direction) };
         // SAFETY: Attached.
         if let Some((data, _, importer)) = unsafe { Self::parts(raw) } {
+            let linked = T::is_linked(data, importer);
+            // SAFETY: The core gives back what `map` has returned, with the same direction, and how that was made has
+            // not changed.
+            unsafe { shim::barbuf_helper_dma_buf_unmap(raw, table, direction, linked) };
             T::unmapped(data, importer);
         }
     }

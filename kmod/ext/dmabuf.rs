@@ -82,6 +82,9 @@ pub(crate) trait Exporter: Send + Sync + Sized + 'static {
         direction: Direction,
     ) -> Result<Mapped>;
 
+    /// Whether [`map`](Self::map) uses [`Attachment::link`] for this importer, always or never.
+    fn is_linked(this: ArcBorrow<'_, Self>, importer: &Self::Importer) -> bool;
+
     /// It has given them back, and does not use them any more. The reservation lock is held.
     fn unmapped(this: ArcBorrow<'_, Self>, importer: &Self::Importer);
 

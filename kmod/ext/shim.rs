@@ -82,10 +82,18 @@ extern "C" {
         size: usize,
         direction: bindings::dma_data_direction,
     ) -> *mut bindings::sg_table;
+    pub(super) fn barbuf_helper_dma_buf_link(
+        attach: *mut bindings::dma_buf_attachment,
+        pieces: *const c_void,
+        count: usize,
+        size: usize,
+        direction: bindings::dma_data_direction,
+    ) -> *mut bindings::sg_table;
     pub(super) fn barbuf_helper_dma_buf_unmap(
         attach: *mut bindings::dma_buf_attachment,
         table: *mut bindings::sg_table,
         direction: bindings::dma_data_direction,
+        linked: bool,
     );
     pub(super) fn barbuf_helper_iosys_map_set(map: *mut bindings::iosys_map, memory: *mut c_void);
     pub(super) fn barbuf_helper_iosys_map_get(map: *mut bindings::iosys_map) -> *mut c_void;
