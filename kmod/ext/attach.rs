@@ -180,12 +180,7 @@ impl Attachment<'_> {
     /// # Errors
     ///
     /// `ENOMEM`, also when the device cannot form so many addresses; `EIO`.
-    pub(crate) fn link(
-        &self,
-        pieces: &[Piece],
-        size: u64,
-        direction: Direction,
-    ) -> Result<Mapped> {
+    pub(crate) fn link(&self, pieces: &[Piece], size: u64, direction: Direction) -> Result<Mapped> {
         // SAFETY: All are valid for the call, which does not keep or change the pieces.
         let table = from_err_ptr(unsafe {
             shim::barbuf_helper_dma_buf_link(

@@ -176,7 +176,13 @@ impl<T: Exporter> DmaBuf<T> {
     /// # Errors
     ///
     /// `ENOMEM`; `EOPNOTSUPP` when `dax` is wanted and this kernel has no DAX; `ENFILE` when the system has no file left.
-    pub(crate) fn export(data: Arc<T>, size: u64, flags: u32, dax: bool, vmap: bool) -> Result<Self> {
+    pub(crate) fn export(
+        data: Arc<T>,
+        size: u64,
+        flags: u32,
+        dax: bool,
+        vmap: bool,
+    ) -> Result<Self> {
         let info = bindings::dma_buf_export_info {
             exp_name: T::NAME.as_char_ptr(),
             owner: this_module::<crate::LocalModule>().as_ptr(),
@@ -271,9 +277,7 @@ impl<T: Exporter> DmaBuf<T> {
         let _reserved = self.reserve();
         // SAFETY: The dma-buf is alive. The core looks at this member for `vmap` with the lock held; for all else the two
         // tables are the same, whichever of them another CPU sees.
-        unsafe {
-            core::ptr::write_volatile(&raw mut (*self.raw.as_ptr()).ops, &Ops::<T>::TABLE)
-        };
+        unsafe { core::ptr::write_volatile(&raw mut (*self.raw.as_ptr()).ops, &Ops::<T>::TABLE) };
     }
 
     /// Turns a VMA that is being set up into a mapping of this dma-buf, from byte `offset` on.
