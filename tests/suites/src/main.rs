@@ -24,10 +24,12 @@ mod inbox;
 mod inflight;
 mod isolation;
 mod kit;
+mod library;
 mod lifetime;
 mod map;
 mod odirect;
 mod p2pmem;
+mod passing;
 mod posted;
 mod provoke;
 mod races;
@@ -70,6 +72,8 @@ const SUITES: &[Suite] = &[
     lifetime::SUITE,
     races::SUITE,
     fuzz::SUITE,
+    library::SUITE,
+    passing::SUITE,
     demo::SUITE,
     defects::SUITE,
 ];

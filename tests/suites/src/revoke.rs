@@ -157,7 +157,7 @@ fn revoke_leaves_others_alone(ctx: &Ctx) -> Result<()> {
 }
 
 /// A dma-buf of the kernel's own udmabuf driver.
-fn udmabuf() -> Result<OwnedFd> {
+pub(crate) fn udmabuf() -> Result<OwnedFd> {
     #[repr(C)]
     struct Create {
         memfd: u32,

@@ -2,7 +2,7 @@
 
 //! What every guest of a kernel is made of: the kernel, modules, init, the tests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +20,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const WANTED: &[&str] = &["nvme", "ext4", "vfio_pci", "vfio_iommu_type1"];
 /// The same on Debian's kernel alone.
 const WANTED_ON_STOCK: &[&str] = &["vgem", "vivid"];
+/// The examples that the guest runs: compiler, standard of the language, source, name.
+const EXAMPLES: &[(&str, &str, &str, &str)] = &[
+    ("gcc", "-std=gnu11", "receive.c", "receive-c"),
+    ("g++", "-std=c++17", "receive.cpp", "receive-cxx"),
+];
 /// The module under test.
 const PRODUCT: &str = "barbuf";
 
@@ -75,6 +80,7 @@ impl Programs {
                     .run(&mut gcc, &format!("{name} could not be built"))?;
                 Ok((format!("/{name}"), program))
             })
+            .chain(Self::examples(ctx, &target_dir))
             .collect::<Result<_>>()?;
         step.done();
         let dir = target_dir.join(TARGET).join("release");
@@ -83,6 +89,27 @@ impl Programs {
             suites: dir.join("barbuf-suites"),
             probes,
         })
+    }
+
+    /// Compiles the examples in C and C++, as their users would but for the libraries.
+    fn examples(ctx: &Ctx, dir: &Path) -> impl Iterator<Item = Result<(String, PathBuf)>> {
+        EXAMPLES
+            .iter()
+            .map(move |(compiler, standard, source, name)| {
+                let program = dir.join(name);
+                let mut command = Command::new(compiler);
+                command
+                    .args([
+                        "-static", "-O2", "-Wall", "-Wextra", "-Werror", standard, "-I",
+                    ])
+                    .arg(ctx.repo.join("uapi"))
+                    .arg(ctx.repo.join("examples").join(source))
+                    .arg("-o")
+                    .arg(&program);
+                Log::create(ctx, ctx.target.join(format!("{name}.log")))?
+                    .run(&mut command, &format!("{source} could not be built"))?;
+                Ok((format!("/examples/{name}"), program))
+            })
     }
 
     /// What tests there are.
