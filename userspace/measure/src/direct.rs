@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! File I/O past the page cache, between a drive and a mapping.
+//!
+//! Two times of each call: what the calling thread spends on a processor, which is the kernel's work (finding and
+//! pinning pages, mapping them for DMA, submitting), and how long the call takes, which has the drive in it.
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::clock::{Clock, thread_time};
+
+/// Nanoseconds of each run.
+#[derive(Clone, Debug, Default)]
+pub struct Direct {
+    pub processor: Vec<u64>,
+    pub whole: Vec<u64>,
+}
+
+/// pread(2) of the first `len` bytes of a file that was opened with O_DIRECT, to `memory`.
+///
+/// # Errors
+///
+/// What the kernel says: EFAULT for memory without struct pages.
+///
+/// # Safety
+///
+/// The kernel writes to the memory, in which nothing of Rust's may live.
+pub unsafe fn read(clock: Clock, drive: &File, memory: *mut u8, len: u64) -> Result<Direct> {
+    let mut direct = Direct::default();
+    clock.repeat(|| {
+        let (busy, start) = (thread_time(), clock.now());
+        // SAFETY: Promised by the caller; the kernel checks the addresses itself.
+        let done = unsafe { libc::pread(drive.as_raw_fd(), memory.cast(), len as usize, 0) };
+        let (whole, processor) = (clock.now() - start, thread_time() - busy);
+        let done = Errno::result(done).context("pread with O_DIRECT")?;
+        ensure!(done as u64 == len, "{done} of {len} bytes were read");
+        direct.whole.push(whole);
+        direct.processor.push(processor);
+        Ok(())
+    })?;
+    Ok(direct)
+}
