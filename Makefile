@@ -10,12 +10,12 @@ XTASK := $(TOOLCHAIN)/enter.sh $(TOOLCHAIN)/xtask.sh
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test debug-test figures shell modules headers_install kernel lint fmt update clean distclean
+.PHONY: help demo test debug-test figures compare shell modules headers_install kernel lint fmt update clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  ARGS='...'     more options for demo, test, debug-test, figures and shell (ARGS=--help lists them)"
+	@echo "  ARGS='...'     more options for demo, test, debug-test, figures, compare and shell (ARGS=--help lists them)"
 	@echo "  BARBUF_CACHE   where toolchain and kernels are kept (now: $${BARBUF_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/barbuf})"
 	@echo "  BARBUF_PATIENCE  multiplies the guests' time limits, for a busy machine (default: 1)"
 	@echo "  BARBUF_MIRROR  the Debian mirror (default: the one that apt uses on this machine)"
@@ -31,6 +31,9 @@ debug-test: ## run all guest tests on the debug kernel, which takes long
 
 figures: ## measure what mapping, exporting and revoking cost, next to vfio-pci
 	@$(XTASK) figures $(ARGS)
+
+compare: ## every way to map the memory of a device, measured next to each other on one kernel
+	@$(XTASK) compare $(ARGS)
 
 shell: ## an interactive guest with the module at hand
 	@$(XTASK) shell $(ARGS)

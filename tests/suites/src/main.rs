@@ -9,6 +9,7 @@ mod abi;
 mod adopt;
 mod advice;
 mod arguments;
+mod compare;
 mod cookie;
 mod defects;
 mod demo;
@@ -81,6 +82,10 @@ const SUITES: &[Suite] = &[
 /// What `make figures` runs.
 const FIGURES: &[Suite] = &[figures::SUITE];
 
+/// What `make compare` runs: numbers first, then words.
+const COMPARE: &[Suite] = &[compare::MEASUREMENTS];
+const VERDICTS: &[Suite] = &[compare::VERDICTS];
+
 /// What only the runner's test of itself runs: tests that must fail, or take the guest down.
 const PROVOCATIONS: &[Suite] = &[provoke::SUITE];
 
@@ -90,14 +95,20 @@ fn main() -> ExitCode {
     match arguments[..] {
         ["--list"] => list(SUITES),
         ["--list-figures"] => list(FIGURES),
+        ["--list-compare"] => list(COMPARE),
+        ["--list-verdicts"] => list(VERDICTS),
         ["--list-provocations"] => list(PROVOCATIONS),
         [suite, test] => run(
-            SUITES.iter().chain(FIGURES).chain(PROVOCATIONS),
+            [SUITES, FIGURES, COMPARE, VERDICTS, PROVOCATIONS]
+                .into_iter()
+                .flatten(),
             suite,
             test,
         ),
         _ => {
-            eprintln!("usage: suites --list | --list-figures | --list-provocations | SUITE TEST");
+            eprintln!(
+                "usage: suites --list[-figures | -compare | -verdicts | -provocations] | SUITE TEST"
+            );
             ExitCode::from(2)
         }
     }

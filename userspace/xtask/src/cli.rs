@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Test(TestArgs),
     /// Measure what the module costs, next to vfio-pci
     Figures(FiguresArgs),
+    /// Measure every way to map the memory of a device, next to each other
+    Compare(CompareArgs),
     /// An interactive guest with the module at hand
     Shell(ShellArgs),
     /// Build the module
@@ -83,6 +85,25 @@ pub(crate) struct FiguresArgs {
     /// Write rows and samples as JSON into a file, or to standard output for `-`
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Keep the guests' files
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The kernel to compare on; `base` has the patches of compound-sysfs/
+    #[arg(long, value_enum, default_value_t = Flavour::Base)]
+    pub(crate) kernel: Flavour,
+    /// How often to measure; the minima of further rounds are compared with those of the first
+    #[arg(long, default_value = "1")]
+    pub(crate) boots: NonZeroU32,
+    /// Only paths whose test (`compare::...`, `verdicts::...`) contains this
+    #[arg(long)]
+    pub(crate) filter: Option<String>,
+    /// Take the report over into docs/
+    #[arg(long)]
+    pub(crate) record: bool,
     /// Keep the guests' files
     #[arg(long)]
     pub(crate) keep: bool,

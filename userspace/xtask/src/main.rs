@@ -46,6 +46,7 @@ fn run(ctx: &Ctx, command: &Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => vm::demo(ctx, args),
         Command::Figures(args) => vm::figures(ctx, args),
+        Command::Compare(args) => vm::compare(ctx, args),
         Command::Shell(args) => vm::shell(ctx, args),
         Command::Test(args) => {
             let mut report = Report::new(ctx, &args.json);

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd
 
 use anyhow::{Context as _, Result, ensure};
 use barbuf_guest::protocol::Device;
-use barbuf_guest::sysfs;
+use barbuf_guest::{modules, sysfs};
 use nix::errno::Errno;
 use nix::libc;
 
@@ -103,14 +103,7 @@ pub(crate) struct Vfio {
 impl Vfio {
     /// Takes the device from whoever has it. Needs an IOMMU.
     pub(crate) fn open(ctx: &Ctx, device: &Device) -> Result<Vfio> {
-        ctx.modules().load("vfio_iommu_type1", "")?;
-        ctx.modules().load("vfio_pci", "")?;
-        // QEMU's IOMMU remaps no interrupts.
-        sysfs::write(
-            "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
-            "1",
-        )?;
-        let borrowed = Borrowed::take(Function::of(device)?)?;
+        let borrowed = Borrowed::for_vfio(ctx, device)?;
 
         let open = |path: &str| {
             let file = OpenOptions::new().read(true).write(true).open(path);
@@ -182,13 +175,29 @@ impl AsFd for Vfio {
 
 /// A function bound to vfio-pci, and its neighbours in the IOMMU group without their drivers, until this is dropped.
 #[derive(Debug)]
-struct Borrowed {
-    function: Function,
+pub(crate) struct Borrowed {
+    pub(crate) function: Function,
     group: String,
     neighbours: Vec<Function>,
 }
 
 impl Borrowed {
+    /// Makes a device ready for whoever opens it.
+    pub(crate) fn for_vfio(ctx: &Ctx, device: &Device) -> Result<Borrowed> {
+        // Not again: the kernel reads all of a module before it says that it has it.
+        for module in ["vfio_iommu_type1", "vfio_pci"] {
+            if !modules::is_loaded(module) {
+                ctx.modules().load(module, "")?;
+            }
+        }
+        // QEMU's IOMMU remaps no interrupts.
+        sysfs::write(
+            "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+            "1",
+        )?;
+        Borrowed::take(Function::of(device)?)
+    }
+
     fn take(function: Function) -> Result<Borrowed> {
         let link = fs::read_link(function.dir().join("iommu_group"));
         let link = link.with_context(|| format!("{} has no IOMMU group", function.bdf))?;

@@ -45,8 +45,8 @@ impl Stores {
     pub(crate) fn create(devices: Vec<Device>, dir: &Path, scale: u32) -> Result<Self> {
         let stores = devices.into_iter().map(|device| {
             let file = match &device.backend {
-                Backend::None => None,
-                Backend::Memory { id, bytes } => {
+                Backend::None | Backend::Memory { sparse: true, .. } => None,
+                Backend::Memory { id, bytes, .. } => {
                     let file = File::from(memfd_create(id.as_str(), MFdFlags::MFD_CLOEXEC)?);
                     file.set_len(*bytes)
                         .with_context(|| format!("no memory file of {bytes} bytes"))?;
@@ -196,9 +196,21 @@ impl Store {
 
     /// The object through which QEMU maps the memory.
     fn memory_object(&self) -> Value {
-        let (Backend::Memory { id: name, bytes }, Some(file)) = (&self.device.backend, &self.file)
+        let Backend::Memory {
+            id: name, bytes, ..
+        } = &self.device.backend
         else {
             return Value::Null;
+        };
+        let Some(file) = &self.file else {
+            // A page that is read and was never written is the page of zeros, where the memory is nobody else's.
+            return json!({
+                "qom-type": "memory-backend-ram",
+                "id": name,
+                "size": bytes,
+                "share": false,
+                "reserve": false,
+            });
         };
         json!({
             "qom-type": "memory-backend-file",

@@ -37,6 +37,9 @@ const END_WITHIN: Duration = Duration::from_secs(20);
 /// How long a result waits for the console to come as far.
 const CONSOLE_LAG: Duration = Duration::from_secs(5);
 
+/// What the failure of a test begins with during which the kernel died.
+pub(crate) const PANICKED: &str = "the kernel panicked during ";
+
 /// What to boot.
 #[derive(Debug)]
 pub(crate) struct Boot<'a> {
@@ -49,6 +52,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) panics: bool,
     /// Devices are unplugged in it.
     pub(crate) hotplug: bool,
+    /// The guest is ended as soon as a test has failed.
+    pub(crate) stop_at_failure: bool,
     /// See [`GRACE`].
     pub(crate) grace: Duration,
     pub(crate) dir: BootDir,
@@ -151,6 +156,7 @@ impl<'a> Boot<'a> {
             console: Vec::new(),
             panics: false,
             hotplug: false,
+            stop_at_failure: false,
             grace: GRACE,
             dir,
             keep: false,
@@ -256,7 +262,10 @@ impl Run<'_> {
         tell: &mut dyn FnMut(Progress<'_>),
     ) -> Result<()> {
         loop {
-            self.release(tell, false);
+            if self.release(tell, false) && self.boot.stop_at_failure {
+                self.die("ended after a failure".into());
+                return Ok(());
+            }
             let left = self.deadline.saturating_duration_since(Instant::now());
             match events.recv_timeout(left.min(Duration::from_millis(200))) {
                 Ok(Event::Console(line)) => match self.console.line(&line) {
@@ -267,7 +276,7 @@ impl Run<'_> {
                         let test = self.console.test().map(str::to_owned);
                         if !self.boot.panics {
                             let place = test.clone().unwrap_or("boot".into());
-                            self.die(format!("the kernel panicked during {place}"));
+                            self.die(format!("{PANICKED}{place}"));
                         }
                         self.stage = Stage::Ending;
                         self.deadline = Instant::now() + END_WITHIN;
@@ -329,12 +338,13 @@ impl Run<'_> {
         self.died.get_or_insert(why);
     }
 
-    /// Hands out results for which the console is complete; at the end, all.
-    fn release(&mut self, tell: &mut dyn FnMut(Progress<'_>), all: bool) {
+    /// Hands out results for which the console is complete; at the end, all. True if one of them is a failure.
+    fn release(&mut self, tell: &mut dyn FnMut(Progress<'_>), all: bool) -> bool {
+        let mut failed = false;
         while let Some((ended, since)) = self.waiting.first() {
             let complete = self.shown.contains(&ended.test) || since.elapsed() > CONSOLE_LAG;
             if !complete && !all {
-                return;
+                return failed;
             }
             let (mut ended, _) = self.waiting.remove(0);
             if let Some(complaint) = self.console.about(Some(&ended.test)) {
@@ -343,8 +353,10 @@ impl Run<'_> {
                     Status::Passed | Status::Skipped(_) => complaint,
                 });
             }
+            failed |= matches!(ended.status, Status::Failed(_));
             tell(Progress::Ended(ended));
         }
+        failed
     }
 
     /// Says how the rest and the boot as a whole ended. True if all was well.

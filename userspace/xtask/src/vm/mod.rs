@@ -8,6 +8,7 @@
 
 mod backing;
 mod boot;
+mod compare;
 mod figures;
 mod initramfs;
 mod judge;
@@ -31,6 +32,7 @@ use crate::kernel::{self, Flavour};
 use crate::report::{Outcome, Report, TestResult};
 use backing::Stores;
 use boot::{Boot, BootDir, Ended, Progress};
+pub(crate) use compare::compare;
 pub(crate) use figures::figures;
 use ktap::Status;
 use parts::{Parts, Programs};

@@ -192,6 +192,9 @@ impl Guest<'_> {
         if self.topology.iommu {
             line += " intel_iommu=on";
         }
+        if self.topology.passthrough {
+            line += " iommu=pt";
+        }
         if !self.parameters.is_empty() {
             line += " ";
             line += &self.parameters;

@@ -43,6 +43,8 @@ pub(crate) struct Npu {
     pub(crate) bar_bytes: u64,
     pub(crate) behind_switch: bool,
     pub(crate) hotpluggable: bool,
+    /// Reading what was never written costs the host nothing; but the host cannot look at it.
+    pub(crate) sparse: bool,
 }
 
 /// QEMU's teaching device, with a DMA engine that reaches as far as the mask.
@@ -64,6 +66,8 @@ pub(crate) struct Topology {
     pub(crate) npus: Vec<Npu>,
     pub(crate) edu: Option<Edu>,
     pub(crate) iommu: bool,
+    /// The IOMMU translates for VFIO only.
+    pub(crate) passthrough: bool,
     /// Guest time counts guest instructions, 1 ns each.
     pub(crate) icount: bool,
     /// A screen, for pictures of it.
@@ -82,6 +86,7 @@ impl Topology {
             npus: Vec::new(),
             edu: None,
             iommu: false,
+            passthrough: false,
             icount: false,
             display: false,
         }
@@ -99,6 +104,7 @@ impl Topology {
             bar_bytes,
             behind_switch,
             hotpluggable: true,
+            sparse: false,
         });
         self
     }
@@ -111,6 +117,17 @@ impl Topology {
                 npu.bar_bytes = npu.bar_bytes.min(8 * GIB);
             }
         }
+        self
+    }
+
+    /// NPUs of many sizes, to be read from end to end. They stay where they are.
+    fn with_sparse_npus(mut self, gib: &[u64]) -> Self {
+        self.npus.extend(gib.iter().map(|gib| Npu {
+            bar_bytes: gib * GIB,
+            behind_switch: true,
+            hotpluggable: false,
+            sparse: true,
+        }));
         self
     }
 
@@ -197,6 +214,19 @@ pub(crate) fn presets() -> Vec<Topology> {
     .with_npu(32 * GIB, false)
     .with_edu(false)
     .with_icount();
+    // The drives have ports of their own: what vfio-pci takes must not share an IOMMU group with them.
+    let compare = Topology {
+        cpu: Cpu::Epyc,
+        // The struct pages of 128 GiB are 2 GiB, if they are of 4 KiB.
+        memory_mib: 4608,
+        iommu: true,
+        passthrough: true,
+        ..Topology::new("compare", "NPUs of 1 to 128 GiB, for the comparison")
+    }
+    .with_nvme(64, false, false)
+    .with_nvme(0, false, false)
+    .with_sparse_npus(&[1, 2, 4, 8, 16, 32, 128])
+    .with_edu(true);
     vec![
         minimal,
         npu_cmb,
@@ -207,6 +237,7 @@ pub(crate) fn presets() -> Vec<Topology> {
         small_npu,
         icount,
         icount_root_ports,
+        compare,
     ]
 }
 
@@ -241,6 +272,8 @@ pub(crate) enum Backend {
     Memory {
         id: String,
         bytes: u64,
+        /// The guest's alone.
+        sparse: bool,
     },
     Disk {
         id: String,
@@ -299,6 +332,7 @@ impl Topology {
             let backend = Backend::Memory {
                 id: memory,
                 bytes: npu.bar_bytes,
+                sparse: npu.sparse,
             };
             let kind = guest::DeviceKind::Npu {
                 bar_bytes: npu.bar_bytes,

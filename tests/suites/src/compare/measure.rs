@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The numbers: each path over the memory of every device of the machine.
+
+use std::fs::File;
+
+use barbuf_guest::protocol::{Device, DeviceKind};
+use barbuf_measure::clock::Clock;
+use barbuf_measure::mapping::{Anchor, life};
+use barbuf_measure::memory::struct_page_bytes;
+use barbuf_measure::report::{Measurement, Metric};
+use barbuf_measure::{direct, process};
+
+use super::TOPOLOGIES;
+use super::paths::{Memory, PATHS, Path, region, size};
+use crate::kit::drive::{Aligned, block_device, open_direct};
+use crate::kit::prelude::*;
+use crate::support::Test;
+
+const CLOCK: Clock = Clock::Instructions;
+
+const fn path_test(name: &'static str, body: fn(&Ctx) -> Result<()>) -> Test {
+    Test::new(name, body).on(TOPOLOGIES).timeout(1800)
+}
+
+/// One for each of [`PATHS`], in their order.
+pub(crate) const TESTS: &[Test] = &[
+    path_test("base-sysfs-4k", measure::<0>),
+    path_test("s-2m", measure::<1>),
+    path_test("s-1g", measure::<2>),
+    path_test("r-2m", measure::<3>),
+    path_test("r-1g", measure::<4>),
+    path_test("barbuf-pfn-4k", measure::<5>),
+    path_test("barbuf-pfn-2m", measure::<6>),
+    path_test("barbuf-pfn-1g", measure::<7>),
+    path_test("barbuf-page-4k", measure::<8>),
+    path_test("barbuf-page-2m", measure::<9>),
+    path_test("barbuf-page-1g", measure::<10>),
+    path_test("vfio-pci", measure::<11>),
+    path_test("host-memory", host_memory),
+];
+
+/// With pages of 4 KiB, sizes above this are registered and not mapped: that would take longer than all else.
+const MOST_4K: u64 = 32 * GIB;
+
+/// Where everything is measured, and not only what a mapping of one process costs. With pages of 4 KiB the rest grows
+/// with the size as that does, and would take longer than all other paths together.
+fn is_measured_fully(path: &Path, size: u64) -> bool {
+    size <= GIB || size == 32 * GIB && path.leaf > PAGE
+}
+
+fn measure<const PATH: usize>(ctx: &Ctx) -> Result<()> {
+    if !ctx.topology().icount {
+        return ctx.skip("guest time does not count instructions on this machine");
+    }
+    let path = &PATHS[PATH];
+    path.prepare(ctx)?;
+    let drive = open_direct(&block_device(ctx.nvme(1)?)?)?;
+    for device in &ctx.topology().devices {
+        if device.kind.memory_bar().is_some() && path.fits(device) {
+            let subject = Subject {
+                ctx,
+                path,
+                device,
+                drive: &drive,
+            };
+            subject
+                .measure()
+                .with_context(|| format!("{} of {} ({})", path.name, device.id, size(device)))?;
+        }
+    }
+    Ok(())
+}
+
+/// A path and the device whose memory it is to show.
+struct Subject<'a> {
+    ctx: &'a Ctx,
+    path: &'a Path,
+    device: &'a Device,
+    drive: &'a File,
+}
+
+impl Subject<'_> {
+    fn tell(&self, metric: Metric, samples: Vec<u64>) -> Result<()> {
+        let measured = Measurement {
+            path: self.path.name.into(),
+            region: region(self.device).into(),
+            size: size(self.device),
+            metric,
+            samples,
+        };
+        self.ctx.say(measured.to_line()?);
+        Ok(())
+    }
+
+    fn register(&self) -> Result<Memory> {
+        self.path.register(self.ctx, self.device)
+    }
+
+    fn measure(&self) -> Result<()> {
+        self.registration()?;
+        if self.path.leaf == PAGE && size(self.device) > MOST_4K {
+            return Ok(());
+        }
+        let memory = self.register()?;
+        self.life(&memory)?;
+        if is_measured_fully(self.path, size(self.device)) {
+            self.processes(&memory)?;
+            self.direct(&memory)?;
+            drop(memory);
+            self.revocation()?;
+            self.removal()?;
+        }
+        Ok(())
+    }
+
+    /// Time and struct pages. What is registered by its own driver at boot is left as it is.
+    fn registration(&self) -> Result<()> {
+        let by_its_driver = matches!(self.device.kind, DeviceKind::Nvme { .. });
+        let (mut times, mut pages) = (Vec::new(), Vec::new());
+        CLOCK.repeat(|| {
+            let before = struct_page_bytes()?;
+            let (took, memory) = CLOCK.time(|| self.register());
+            let memory = memory?;
+            pages.push(struct_page_bytes()? - before);
+            times.push(match memory.p2pmem() {
+                // What else there was to do, loading the driver for one, belongs to the test.
+                Some(function) => {
+                    function.unbind()?;
+                    let (took, bound) = CLOCK.time(|| function.bind("p2pmem_npu"));
+                    bound?;
+                    took
+                }
+                None => took,
+            });
+            drop(memory);
+            let after = struct_page_bytes()?;
+            ensure!(
+                after == before,
+                "{before} bytes of struct pages before, {after} after the memory has gone"
+            );
+            Ok(())
+        })?;
+        if !by_its_driver {
+            self.tell(Metric::Register, times)?;
+            self.tell(Metric::StructPages, pages)?;
+        }
+        Ok(())
+    }
+
+    fn life(&self, memory: &Memory) -> Result<()> {
+        let life = life(CLOCK, &memory.target())?;
+        let runs = life.mmap.len() as u64;
+        for (metric, samples) in [
+            (Metric::Mmap, life.mmap),
+            (Metric::Touch, life.touch),
+            (Metric::MmapTouch, life.mmap_touch),
+            (Metric::Retouch, life.retouch),
+            (Metric::Munmap, life.munmap),
+            (Metric::PageTables, life.page_tables),
+        ] {
+            self.tell(metric, samples)?;
+        }
+        // Only barbuf can be asked what the mappings were made of.
+        if let Some((provider, buffer)) = memory.barbuf() {
+            let target = memory.target();
+            let mut wanted = Leaves::default();
+            match target.leaf {
+                GIB => wanted.of_1g = target.len / GIB * runs,
+                PAGE => wanted.of_4k = target.len / PAGE * runs,
+                _ => wanted.of_2m = target.len / (2 * MIB) * runs,
+            }
+            ensure_eq!(provider.node.query(buffer)?.leaves(), wanted);
+        }
+        Ok(())
+    }
+
+    fn processes(&self, memory: &Memory) -> Result<()> {
+        match process::fork_touch(CLOCK, &memory.target()) {
+            Ok(samples) => self.tell(Metric::ForkTouch, samples)?,
+            // The verdicts say so too.
+            Err(error) if error.to_string().contains("SIGBUS") => {
+                self.ctx.say(format!("{}, fork: {error:#}", self.path.name));
+            }
+            Err(error) => return Err(error),
+        }
+        if memory.can_be_passed_on() {
+            let samples = process::send_map_touch(CLOCK, &memory.target())?;
+            self.tell(Metric::SendMapTouch, samples)?;
+        }
+        Ok(())
+    }
+
+    /// File I/O, where there are struct pages.
+    fn direct(&self, memory: &Memory) -> Result<()> {
+        let _anchor = Anchor::new(memory.target().len)?;
+        let mapped = memory.target().map()?;
+        mapped.touch();
+        for (len, metric) in [
+            (4 * KIB, Metric::Direct4kProcessor),
+            (MIB, Metric::Direct1mProcessor),
+        ] {
+            // SAFETY: The mapping holds nothing of Rust's.
+            match unsafe { direct::read(CLOCK, self.drive, mapped.at(0), len) } {
+                Ok(direct) => self.tell(metric, direct.processor)?,
+                Err(error) if error.downcast_ref() == Some(&Errno::EFAULT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// BARBUF_REVOKE with everything mapped and touched.
+    fn revocation(&self) -> Result<()> {
+        let mut samples = Vec::new();
+        CLOCK.repeat(|| {
+            let memory = self.register()?;
+            let Some((provider, buffer)) = memory.barbuf() else {
+                return Ok(());
+            };
+            let _anchor = Anchor::new(memory.target().len)?;
+            let mapped = memory.target().map()?;
+            mapped.touch();
+            let (took, answer) = CLOCK.time(|| provider.node.revoke(buffer));
+            answer?;
+            samples.push(took);
+            Ok(())
+        })?;
+        match samples[..] {
+            [] => Ok(()),
+            _ => self.tell(Metric::Revoke, samples),
+        }
+    }
+
+    /// Unbinding the driver with everything mapped and touched.
+    fn removal(&self) -> Result<()> {
+        if matches!(self.device.kind, DeviceKind::Nvme { .. }) {
+            return Ok(());
+        }
+        let mut samples = Vec::new();
+        CLOCK.repeat(|| {
+            let memory = self.register()?;
+            let Some(function) = memory.removable() else {
+                return Ok(());
+            };
+            let _anchor = Anchor::new(memory.target().len)?;
+            let mapped = memory.target().map()?;
+            mapped.touch();
+            let (took, answer) = CLOCK.time(|| function.unbind());
+            answer?;
+            samples.push(took);
+            Ok(())
+        })?;
+        match samples[..] {
+            [] => Ok(()),
+            _ => self.tell(Metric::Remove, samples),
+        }
+    }
+}
+
+/// What the same file I/O costs with ordinary memory: what is more elsewhere is the price of the device's pages.
+fn host_memory(ctx: &Ctx) -> Result<()> {
+    if !ctx.topology().icount {
+        return ctx.skip("guest time does not count instructions on this machine");
+    }
+    let drive = open_direct(&block_device(ctx.nvme(1)?)?)?;
+    for (path, advice) in [
+        ("host memory 4K", libc::MADV_NOHUGEPAGE),
+        ("host memory 2M", libc::MADV_HUGEPAGE),
+    ] {
+        let memory = Aligned::new(4 * MIB)?;
+        let start = memory.as_ptr() as u64;
+        let at = start.next_multiple_of(2 * MIB) as *mut u8;
+        // SAFETY: The memory is ours; the advice changes no byte of it.
+        Errno::result(unsafe { libc::madvise(at.cast(), 2 * MIB as usize, advice) })?;
+        for offset in (0..2 * MIB).step_by(PAGE as usize) {
+            // SAFETY: Inside of the memory, which no slice borrows.
+            unsafe { at.add(offset as usize).write_volatile(1) };
+        }
+        for (len, metric) in [
+            (4 * KIB, Metric::Direct4kProcessor),
+            (MIB, Metric::Direct1mProcessor),
+        ] {
+            // SAFETY: The memory is ours, and no slice of it is alive.
+            let direct = unsafe { direct::read(CLOCK, &drive, at, len) }?;
+            let measured = Measurement {
+                path: path.into(),
+                region: "host".into(),
+                size: 2 * MIB,
+                metric,
+                samples: direct.processor,
+            };
+            ctx.say(measured.to_line()?);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The report as Markdown, and what of it the documentation keeps.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use barbuf_measure::GIB;
+use barbuf_measure::report::{Answer, Metric, Report, Unit};
+use barbuf_measure::table::{self, Table, shown};
+
+use super::{plot, reach};
+
+pub(super) const REPORT: &str = "report.json";
+pub(super) const MARKDOWN: &str = "README.md";
+/// Where the last full run is kept.
+const KEPT: &str = "docs/comparison";
+/// The page whose table comes from a report, between these two lines.
+const QUESTION: &str = "docs/reviewer-question.md";
+const BEGIN: &str = "<!-- begin: make compare --record writes this -->\n";
+/// What stands there as long as no report is kept.
+#[cfg(test)]
+const NOTHING: &str = "Not measured yet.\n";
+const END: &str = "<!-- end -->\n";
+
+/// How each path answers: what was done downwards, paths across.
+pub(super) fn answers(report: &Report) -> Table {
+    let mut paths: Vec<&str> = report.answers.iter().map(|a| a.path.as_str()).collect();
+    paths.sort_by_key(|path| plot::rank(path));
+    paths.dedup();
+    let mut whats: Vec<&str> = Vec::new();
+    for answer in &report.answers {
+        if !whats.contains(&answer.what.as_str()) {
+            whats.push(&answer.what);
+        }
+    }
+    let head = std::iter::once("").chain(paths.iter().copied());
+    let mut rows = vec![head.map(str::to_owned).collect::<Vec<_>>()];
+    for what in whats {
+        let mut cells = vec![what.to_owned()];
+        for path in &paths {
+            let found = find(report, path, what);
+            cells.push(found.map_or("", |answer| answer.verdict.label()).to_owned());
+        }
+        rows.push(cells);
+    }
+    Table {
+        title: "what each path survives".into(),
+        rows,
+    }
+}
+
+fn find<'a>(report: &'a Report, path: &str, what: &str) -> Option<&'a Answer> {
+    report
+        .answers
+        .iter()
+        .find(|answer| answer.path == path && answer.what == what)
+}
+
+/// What stands behind every answer that is not just "ok".
+fn details(report: &Report) -> String {
+    let mut text = String::new();
+    for answer in &report.answers {
+        if !answer.detail.is_empty() {
+            text += &format!(
+                "- {}, {}: {} ({})\n",
+                answer.path,
+                answer.what,
+                answer.verdict.label(),
+                answer.detail
+            );
+        }
+    }
+    text
+}
+
+/// The whole report.
+pub(super) fn markdown(report: &Report) -> String {
+    let mut text = format!(
+        "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
+         <!-- Written by `make compare`. -->\n\n\
+         # Comparison\n\n\
+         Kernel {}. Machine: {}. Time: {}.\n\
+         Every value is the minimum of 20 runs, or of 3 where a run takes over a second. [{REPORT}]({REPORT})\n\
+         has median and maximum too. All mappings are uncached. Repeat it with `make compare`.\n\n",
+        report.kernel, report.accel, report.clock
+    );
+    text += "| path | what it is |\n|---|---|\n";
+    for path in table::paths(report) {
+        text += &format!("| {path} | {} |\n", plot::meaning(path));
+    }
+    for (name, svg) in plot::all(report) {
+        text += &format!("\n![{}]({name})\n", plot::title_of(&svg));
+    }
+    text += "\n## Reaches\n\n";
+    text += &reach::table(report).to_markdown();
+    if !report.answers.is_empty() {
+        text += "\n## What each path survives\n\n";
+        text += &answers(report).to_markdown();
+        text += "\n";
+        text += &details(report);
+    }
+    for (region, size) in table::places(report) {
+        let table = table::of_place(report, region, size);
+        text += &format!("\n## {}\n\n{}", table.title, table.to_markdown());
+    }
+    text
+}
+
+/// The table of the page for the reviewer: 32 GiB, and the memory of 128 GiB.
+fn for_the_question(report: &Report) -> String {
+    const COLUMNS: [(u64, Metric, &str); 8] = [
+        (32, Metric::StructPages, "struct pages"),
+        (128, Metric::StructPages, "of 128 GiB"),
+        (32, Metric::PageTables, "page tables"),
+        (32, Metric::Register, "register"),
+        (32, Metric::MmapTouch, "mmap + touch"),
+        (32, Metric::Munmap, "munmap"),
+        (32, Metric::ForkTouch, "fork + touch"),
+        (32, Metric::Direct1mProcessor, "1 MiB O_DIRECT"),
+    ];
+    let head = std::iter::once("32 GiB, through").chain(COLUMNS.iter().map(|column| column.2));
+    let mut rows = vec![head.map(str::to_owned).collect::<Vec<_>>()];
+    for path in table::paths(report) {
+        let cells: Vec<String> = COLUMNS
+            .iter()
+            .map(|(gib, metric, _)| {
+                let found = report.min(path, "NPU", gib * GIB, *metric);
+                found.map_or("-".into(), |value| shown(value, metric.unit()))
+            })
+            .collect();
+        if cells.iter().any(|cell| cell != "-") {
+            rows.push(std::iter::once(path.to_owned()).chain(cells).collect());
+        }
+    }
+    let main = Table {
+        title: String::new(),
+        rows,
+    };
+    let mut text = format!(
+        "Kernel {}; {}.\n\n{}",
+        report.kernel,
+        report.clock,
+        main.to_markdown()
+    );
+    let host: Vec<String> = ["host memory 4K", "host memory 2M"]
+        .into_iter()
+        .filter_map(|path| {
+            let row = report
+                .rows
+                .iter()
+                .find(|row| row.path == path && row.metric == Metric::Direct1mProcessor)?;
+            Some(format!("{path}: {}", shown(row.min, Unit::Ns)))
+        })
+        .collect();
+    if !host.is_empty() {
+        text += &format!("\n1 MiB O_DIRECT with {}.\n", host.join(", with "));
+    }
+    if !report.answers.is_empty() {
+        text += &format!("\n{}", answers(report).to_markdown());
+    }
+    text
+}
+
+/// Replaces what stands between the two marks.
+fn replaced(page: &str, block: &str) -> Result<String> {
+    let (before, rest) = page
+        .split_once(BEGIN)
+        .with_context(|| format!("{QUESTION} has lost the line {}", BEGIN.trim()))?;
+    let (_, after) = rest
+        .split_once(END)
+        .with_context(|| format!("{QUESTION} has lost the line {}", END.trim()))?;
+    Ok(format!("{before}{BEGIN}\n{block}\n{END}{after}"))
+}
+
+/// Takes a report over into the documentation.
+pub(super) fn record(repo: &Path, from: &Path) -> Result<()> {
+    let kept = repo.join(KEPT);
+    fs::create_dir_all(&kept)?;
+    let text = fs::read_to_string(from.join(REPORT))?;
+    let report = Report::from_json(&text)?;
+    fs::write(kept.join(REPORT), &text)?;
+    fs::write(kept.join(MARKDOWN), markdown(&report))?;
+    for (name, svg) in plot::all(&report) {
+        fs::write(kept.join(name), svg)?;
+    }
+    let question = repo.join(QUESTION);
+    let page = fs::read_to_string(&question).with_context(|| format!("reading {QUESTION}"))?;
+    fs::write(&question, replaced(&page, &for_the_question(&report))?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stands_between_the_marks_is_replaced() {
+        let page = format!("a\n{BEGIN}old\n{END}b\n");
+        let new = replaced(&page, "new\n").unwrap();
+        assert_eq!(new, format!("a\n{BEGIN}\nnew\n\n{END}b\n"));
+        assert_eq!(replaced(&new, "new\n").unwrap(), new);
+        assert!(replaced("a\n", "new").is_err());
+    }
+
+    /// What the documentation shows is what the report that it keeps says.
+    #[test]
+    fn the_documentation_is_that_of_its_report() {
+        let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let kept = repo.join(KEPT);
+        let page = fs::read_to_string(repo.join(QUESTION)).unwrap();
+        if !kept.join(REPORT).exists() {
+            // Numbers without a report would be somebody's invention.
+            assert_eq!(page, replaced(&page, NOTHING).unwrap());
+            return;
+        }
+        let text = fs::read_to_string(kept.join(REPORT)).unwrap();
+        let report = Report::from_json(&text).unwrap();
+        let same = |name: &str, wanted: &str| {
+            let is = fs::read_to_string(kept.join(name)).unwrap();
+            assert!(is == wanted, "{KEPT}/{name} is not what {REPORT} says");
+        };
+        same(MARKDOWN, &markdown(&report));
+        for (name, svg) in plot::all(&report) {
+            same(name, &svg);
+        }
+        assert!(
+            page == replaced(&page, &for_the_question(&report)).unwrap(),
+            "the table of {QUESTION} is not what {KEPT}/{REPORT} says"
+        );
+    }
+}
