@@ -14,6 +14,7 @@ use barbuf_measure::{direct, process};
 use super::TOPOLOGIES;
 use super::paths::{Memory, PATHS, Path, region, size};
 use crate::kit::drive::{Aligned, block_device, open_direct};
+use crate::kit::importer::Engine;
 use crate::kit::prelude::*;
 use crate::support::Test;
 
@@ -107,6 +108,7 @@ impl Subject<'_> {
         if is_measured_fully(self.path, size(self.device)) {
             self.processes(&memory)?;
             self.direct(&memory)?;
+            self.attachment(&memory)?;
             drop(memory);
             self.revocation()?;
             self.removal()?;
@@ -208,6 +210,31 @@ impl Subject<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Attaching edu and mapping everything for its DMA, where the memory can be had as a dma-buf.
+    fn attachment(&self, memory: &Memory) -> Result<()> {
+        let Some(buffer) = memory.dma_buf()? else {
+            return Ok(());
+        };
+        let engine = Engine::load(self.ctx)?;
+        let importer = engine.importer()?;
+        let (mut times, mut entries) = (Vec::new(), Vec::new());
+        CLOCK.repeat(|| {
+            let cycle = match importer.cycle(&buffer, 0, 1) {
+                // Nothing to measure is told by the row that is missing.
+                Err(Errno::EOPNOTSUPP) => return Ok(()),
+                other => other?,
+            };
+            times.push(cycle.least_cycles);
+            entries.push(u64::from(cycle.nents));
+            Ok(())
+        })?;
+        if times.is_empty() {
+            return Ok(());
+        }
+        self.tell(Metric::AttachMap, times)?;
+        self.tell(Metric::SgEntries, entries)
     }
 
     /// BARBUF_REVOKE with everything mapped and touched.

@@ -3,7 +3,7 @@
 //! The ways to map the memory of a device, and what must be done before it can be mapped.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use barbuf_guest::protocol::{Device, DeviceKind};
 use barbuf_guest::sysfs;
@@ -12,7 +12,7 @@ use barbuf_measure::mapping::Target;
 use crate::kit::p2pmem::{P2pmem, Variant};
 use crate::kit::pci::Function;
 use crate::kit::prelude::*;
-use crate::kit::vfio::Vfio;
+use crate::kit::vfio::{DmaBufRequest, Vfio};
 
 /// A way to map the memory of a device.
 #[derive(Debug)]
@@ -204,6 +204,17 @@ impl Memory {
             Source::Barbuf { buffer, provider } => Some((provider, buffer)),
             _ => None,
         }
+    }
+
+    /// A dma-buf of all of it, where there is such a thing.
+    pub(crate) fn dma_buf(&self) -> Result<Option<OwnedFd>> {
+        Ok(match &self.source {
+            Source::Barbuf { buffer, .. } => Some(buffer.fd.try_clone()?),
+            Source::Vfio { vfio, .. } => {
+                Some(vfio.dma_buf(&DmaBufRequest::new(MEMORY_BAR, 0, self.len))?)
+            }
+            Source::Npu(_) | Source::Cmb(_) => None,
+        })
     }
 
     /// The function that is bound to a driver for p2pmem.
