@@ -45,6 +45,7 @@ flags=$(sed -n '1s/^savedcmd[^:]*:= ccache //p' "$build/kernel/.bounds.s.cmd" |
 
 compile() {
 	name=$(basename "$1" .c)
+	# shellcheck disable=SC2086 # the second argument is several words, or none
 	(cd "$build" && eval "$(printf '%s' "$flags" | sed "s#-nostdinc#-nostdinc -I$tree/include#")" \
 		"-I$source/$(dirname "$1")" ${2:-} -Werror \
 		"-DKBUILD_MODFILE='\"$name\"' -DKBUILD_BASENAME='\"$name\"' -DKBUILD_MODNAME='\"$name\"'" \

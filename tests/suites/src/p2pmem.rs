@@ -43,9 +43,16 @@ pub(crate) const BASE: &[&str] = &["base"];
 const COMPOUND: [Variant; 4] = [Variant::S_2M, Variant::S_1G, Variant::R_2M, Variant::R_1G];
 const REVIEWED: [Variant; 2] = [Variant::R_2M, Variant::R_1G];
 
+/// Enough for every test but one, and less to make struct pages for.
+const PART: u64 = 4 * GIB;
+
+pub(crate) fn registered(ctx: &Ctx, variant: Variant) -> Result<P2pmem> {
+    P2pmem::register_part(ctx, ctx.npu(0)?, variant, PART)
+}
+
 /// Maps twice, and looks whether the two are different memory that comes back.
 fn works(ctx: &Ctx, variant: Variant, len: u64) -> Result<()> {
-    let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+    let memory = registered(ctx, variant)?;
     let free = memory.available()?;
     let first = memory.map(len)?;
     let second = memory.map(len)?;
@@ -73,7 +80,7 @@ fn posted_works(ctx: &Ctx) -> Result<()> {
     works(ctx, Variant::S_2M, 8 * MIB)?;
     works(ctx, Variant::S_1G, 2 * GIB)?;
     // The alignment is the device's, and nothing smaller can be had.
-    let memory = P2pmem::register(ctx, ctx.npu(0)?, Variant::S_2M)?;
+    let memory = registered(ctx, Variant::S_2M)?;
     ensure_eq!(memory.map(PAGE).err(), Some(Errno::EINVAL));
     Ok(())
 }
@@ -109,7 +116,7 @@ fn all_of_the_memory(ctx: &Ctx) -> Result<()> {
 fn transfers(ctx: &Ctx) -> Result<()> {
     let drive = open_direct(&block_device(ctx.nvme(0)?)?)?;
     for variant in [Variant::Base].into_iter().chain(COMPOUND) {
-        let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+        let memory = registered(ctx, variant)?;
         let page = variant.page();
         let map = memory.map(4 * page.max(MIB))?;
         for (n, size) in [4 * KIB, MIB].into_iter().enumerate() {
@@ -139,7 +146,7 @@ fn transfers(ctx: &Ctx) -> Result<()> {
 /// The driver is unbound while a process maps the memory: the next touch is SIGBUS.
 fn removal_with_live_mappings(ctx: &Ctx) -> Result<()> {
     for variant in [Variant::Base].into_iter().chain(COMPOUND) {
-        let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+        let memory = registered(ctx, variant)?;
         let map = memory.map(2 * variant.page())?;
         ensure_eq!(map.store(8, 1), Ok(()));
         memory.function().unbind()?;
@@ -153,7 +160,7 @@ fn removal_with_live_mappings(ctx: &Ctx) -> Result<()> {
 fn pages_fit_the_mapping(ctx: &Ctx) -> Result<()> {
     for (len, shift) in [(3 * GIB + 6 * MIB + 3 * PAGE, 30), (2 * GIB, 21), (MIB, 30)] {
         let variant = Variant::Reviewed { page: 1 << shift };
-        let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+        let memory = registered(ctx, variant)?;
         let map = memory.map(len)?;
         let leaves = map.model(shift);
         let wanted = leaves.of_1g + leaves.of_2m + leaves.of_4k;
@@ -240,7 +247,7 @@ impl Marked {
 /// Runs a test on each variant that refaults; all memory must be free again afterwards.
 fn each_reviewed(ctx: &Ctx, test: impl Fn(&Marked) -> Result<()>) -> Result<()> {
     for variant in REVIEWED {
-        let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+        let memory = registered(ctx, variant)?;
         let free = memory.available()?;
         let page = variant.page();
         let case = Marked {

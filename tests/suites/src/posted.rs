@@ -13,7 +13,7 @@ use crate::kit::p2pmem::{P2pmem, Variant};
 use crate::kit::pattern::word;
 use crate::kit::prelude::*;
 use crate::kit::process::Child;
-use crate::p2pmem::BASE;
+use crate::p2pmem::{BASE, registered};
 
 pub(crate) const SUITE: Suite = Suite {
     name: "posted",
@@ -53,7 +53,7 @@ fn marked(memory: &P2pmem, page: u64) -> Result<Mapping> {
 /// munmap, mprotect and mremap inside of a page are EINVAL, and change nothing.
 fn splits_are_refused(ctx: &Ctx) -> Result<()> {
     for variant in POSTED {
-        let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+        let memory = registered(ctx, variant)?;
         let page = variant.page();
         let map = marked(&memory, page)?;
         let inside = page / 2;
@@ -74,7 +74,7 @@ fn splits_are_refused(ctx: &Ctx) -> Result<()> {
 /// fork() copies page tables of mixed mappings only, and a fault finds no handler.
 fn a_child_has_nothing(ctx: &Ctx) -> Result<()> {
     for variant in POSTED {
-        let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+        let memory = registered(ctx, variant)?;
         let map = marked(&memory, variant.page())?;
         Child::start(|| {
             ensure_eq!(map.load(0), Err(Fault::bus(map.at(0))));
@@ -89,7 +89,7 @@ fn a_child_has_nothing(ctx: &Ctx) -> Result<()> {
 /// MADV_DONTNEED gives the memory away, and leaves a mapping of nothing.
 fn what_is_not_needed_never_comes_back(ctx: &Ctx) -> Result<()> {
     for variant in POSTED {
-        let memory = P2pmem::register(ctx, ctx.npu(0)?, variant)?;
+        let memory = registered(ctx, variant)?;
         let page = variant.page();
         let map = marked(&memory, page)?;
         let free = memory.available()?;
@@ -110,7 +110,7 @@ fn throw_away(memory: P2pmem) -> Result<()> {
 }
 
 fn smaps_loses_memory_for_good(ctx: &Ctx) -> Result<()> {
-    let memory = P2pmem::register(ctx, ctx.npu(0)?, Variant::S_1G)?;
+    let memory = registered(ctx, Variant::S_1G)?;
     let free = memory.available()?;
     // The kernel counts when the process ends.
     Child::start(|| {
@@ -125,7 +125,7 @@ fn smaps_loses_memory_for_good(ctx: &Ctx) -> Result<()> {
 }
 
 fn mremap_loses_memory_for_good(ctx: &Ctx) -> Result<()> {
-    let memory = P2pmem::register(ctx, ctx.npu(0)?, Variant::S_1G)?;
+    let memory = registered(ctx, Variant::S_1G)?;
     let free = memory.available()?;
     Child::start(|| {
         let map = marked(&memory, GIB)?;
