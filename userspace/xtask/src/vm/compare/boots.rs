@@ -24,9 +24,6 @@ use crate::ctx::Ctx;
 /// Guests at a time. One that counts instructions has one processor and keeps one of the host's busy.
 const AT_A_TIME: usize = 2;
 
-/// How many measuring boots share the paths. Those with the most pages come last in the list, and have the second.
-const BOOTS: usize = 2;
-
 /// What all boots have in common.
 pub(super) struct Machine<'a> {
     pub(super) ctx: &'a Ctx,
@@ -208,11 +205,10 @@ impl Machine<'_> {
     }
 }
 
-/// The tests of each measuring boot. The list ends with the paths that take the longest.
+/// The tests of each measuring boot: barbuf's pages of 4 KiB, which take the longest, have the second.
 fn shares(tests: &[ListedTest]) -> Vec<Vec<&ListedTest>> {
     let is_long = |test: &&ListedTest| test.name.starts_with("barbuf") && test.name.ends_with("4k");
     let (long, short): (Vec<_>, Vec<_>) = tests.iter().partition(is_long);
-    debug_assert!(BOOTS == 2, "one for each share");
     [short, long]
         .into_iter()
         .filter(|share| !share.is_empty())
