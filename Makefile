@@ -10,7 +10,7 @@ XTASK := $(TOOLCHAIN)/enter.sh $(TOOLCHAIN)/xtask.sh
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test debug-test figures compare shell modules headers_install kernel lint fmt update clean distclean
+.PHONY: help demo test debug-test figures compare shell command modules headers_install kernel lint fmt update clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ compare: ## every way to map the memory of a device, measured next to each other
 
 shell: ## an interactive guest with the module at hand
 	@$(XTASK) shell $(ARGS)
+
+command: ## build the command barbuf, its manual pages and completions
+	@$(XTASK) command
 
 # With KDIR this is plain kbuild, on any machine whose kernel tree has its Rust metadata.
 modules: ## build the module: for the stock kernel, or with KDIR=... for the kernel there

@@ -87,12 +87,21 @@ mirror=$(sh "$here/mirror.sh") || mirror=
 
 # What the command may know of this machine. inside.sh sets the rest.
 for name in $(env | sed -n 's/^\(BARBUF_[A-Z_]*\)=.*/\1/p') \
-    TERM COLUMNS NO_COLOR CI http_proxy https_proxy no_proxy; do
+    TERM COLUMNS NO_COLOR CI http_proxy https_proxy no_proxy \
+    PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST PIP_PROXY PIP_DEFAULT_TIMEOUT; do
     case $name in
     BARBUF_CACHE | BARBUF_REPO | BARBUF_MIRROR) continue ;;
     esac
     if eval "[ -n \"\${$name+set}\" ]"; then
         eval "set -- \"$name=\$$name\" \"\$@\""
+    fi
+done
+# Where this machine's pip looks for packages; what it is told by variables comes first.
+for conf in "${PIP_CONFIG_FILE-}" "${XDG_CONFIG_HOME:-${HOME:-/root}/.config}/pip/pip.conf" \
+    "${HOME:-/root}/.pip/pip.conf" /etc/pip.conf; do
+    if [ -f "$conf" ]; then
+        set -- "BARBUF_PIP_CONF=$conf" "PIP_CONFIG_FILE=/run/pip.conf" "$@"
+        break
     fi
 done
 set -- "BARBUF_MIRROR=$mirror" "BARBUF_HOST_REPO=$repo" "BARBUF_HOST_CACHE=$cache" \

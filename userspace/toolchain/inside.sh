@@ -38,6 +38,17 @@ enter() {
             mount --bind "$(readlink -f "$file")" "$root$file"
         fi
     done
+    # pip's configuration of this machine (see enter.sh).
+    for word in "$@"; do
+        case $word in
+        BARBUF_PIP_CONF=*)
+            : >"$root/run/pip.conf"
+            mount --bind "$(readlink -f "${word#*=}")" "$root/run/pip.conf"
+            ;;
+        *=*) ;;
+        *) break ;;
+        esac
+    done
     # Refused in a user namespace when the disk is mounted with flags that may not be dropped.
     mount -o remount,bind,ro "$root" 2>/dev/null || :
 

@@ -98,6 +98,7 @@ fn main() -> ExitCode {
         ["--list-compare"] => list(COMPARE),
         ["--list-verdicts"] => list(VERDICTS),
         ["--list-provocations"] => list(PROVOCATIONS),
+        ["demo-reader"] => demo::reader::main(),
         [suite, test] => run(
             [SUITES, FIGURES, COMPARE, VERDICTS, PROVOCATIONS]
                 .into_iter()

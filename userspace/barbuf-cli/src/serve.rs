@@ -253,25 +253,31 @@ fn make(path: &Path) -> Result<OwnedFd> {
         )
         .map_err(|errno| failed("make a socket for", errno))
     };
-    let listener = new()?;
-    let mut bound = bind(listener.as_raw_fd(), &address);
-    if bound == Err(Errno::EADDRINUSE) {
-        // Only what a dead server has left behind goes.
-        let socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
-        if !socket || connect(new()?.as_raw_fd(), &address) != Err(Errno::ECONNREFUSED) {
+    // Only what a dead server has left behind goes.
+    if let Ok(data) = fs::symlink_metadata(path) {
+        let dead = || -> Result<bool> {
+            Ok(connect(new()?.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED))
+        };
+        if !data.file_type().is_socket() || !dead()? {
             return Err(
                 Error::new(Exit::Busy, format!("{} is in use", path.display()))
                     .hint("another server listens there, or it is no socket"),
             );
         }
-        fs::remove_file(path).map_err(|error| Error::io("remove", path, &error))?;
-        bound = bind(listener.as_raw_fd(), &address);
     }
-    bound.map_err(|errno| failed("bind", errno))?;
+    // It gets its name when it is ready: whoever sees it can connect.
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new_path = PathBuf::from(name);
+    let new_address = UnixAddr::new(&new_path).map_err(|errno| failed("name a socket", errno))?;
+    let _ = fs::remove_file(&new_path);
+    let listener = new()?;
+    bind(listener.as_raw_fd(), &new_address).map_err(|errno| failed("bind", errno))?;
     // Rules decide about those who connect, whoever they are.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+    fs::set_permissions(&new_path, fs::Permissions::from_mode(0o666))
         .map_err(|error| Error::io("open to others", path, &error))?;
     listen(&listener, Backlog::new(64).unwrap_or(Backlog::MAXCONN))
         .map_err(|errno| failed("listen on", errno))?;
+    fs::rename(&new_path, path).map_err(|error| Error::io("make", path, &error))?;
     Ok(listener)
 }

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Shell(ShellArgs),
     /// Build the module
     Modules(ModulesArgs),
+    /// Build the command `barbuf`, with its manual pages and completions
+    Command,
     /// Make a kernel ready and print where it lies
     Kernel(KernelArgs),
     /// Look for a newer kernel on the mirror

@@ -13,6 +13,7 @@ mod ctx;
 mod host;
 mod kernel;
 mod lint;
+mod model;
 mod module;
 mod report;
 mod ui;
@@ -68,6 +69,7 @@ fn run(ctx: &Ctx, command: &Command) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Command => vm::command(ctx),
         Command::Update => {
             kernel::update(ctx)?;
             Ok(ExitCode::SUCCESS)

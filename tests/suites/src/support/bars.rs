@@ -8,7 +8,6 @@ use anyhow::Result;
 use barbuf_guest::sysfs;
 
 /// IORESOURCE_IO, _MEM, _PREFETCH and _MEM_64 of the kernel.
-const FLAG_IO: u64 = 0x100;
 const FLAG_MEMORY: u64 = 0x200;
 const FLAG_PREFETCH: u64 = 0x2000;
 const FLAG_64: u64 = 0x10_0000;
@@ -22,10 +21,6 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    pub(crate) fn is_io(&self) -> bool {
-        self.flags & FLAG_IO != 0
-    }
-
     pub(crate) fn is_memory(&self) -> bool {
         self.flags & FLAG_MEMORY != 0
     }
@@ -81,6 +76,6 @@ mod tests {
         assert_eq!((bars[0].index, bars[0].len), (0, 256));
         assert!(bars[0].is_memory() && !bars[0].is_prefetchable() && !bars[0].is_64_bit());
         assert_eq!((bars[1].index, bars[1].len), (2, 32 << 30));
-        assert!(bars[1].is_prefetchable() && bars[1].is_64_bit() && !bars[1].is_io());
+        assert!(bars[1].is_prefetchable() && bars[1].is_64_bit());
     }
 }

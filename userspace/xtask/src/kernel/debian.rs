@@ -162,7 +162,7 @@ fn apt_get(ctx: &Ctx) -> Command {
     command
 }
 
-fn apt_conf(apt: &Path) -> String {
+pub(crate) fn apt_conf(apt: &Path) -> String {
     let apt = apt.display();
     format!(
         "Dir::Etc::SourceList \"{apt}/sources.list\";\n\

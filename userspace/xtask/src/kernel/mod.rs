@@ -22,6 +22,7 @@ use serde::Serialize;
 
 pub(crate) use self::patched::{Patch, files as patch_files, series as patch_series};
 use crate::ctx::Ctx;
+pub(crate) use debian::apt_conf;
 
 /// Which build of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ValueEnum)]

@@ -52,8 +52,11 @@ impl Stores {
                         .with_context(|| format!("no memory file of {bytes} bytes"))?;
                     Some(file)
                 }
-                Backend::Disk { mib, ext4, .. } => {
-                    Some(disk(&disk_path(dir, &device), *mib, *ext4)?)
+                Backend::Disk {
+                    mib, ext4, files, ..
+                } => {
+                    let path = disk_path(dir, &device);
+                    Some(disk(&path, *mib, *ext4, files.as_deref())?)
                 }
             };
             Ok(Store {
@@ -227,8 +230,8 @@ fn disk_path(dir: &Path, device: &Device) -> PathBuf {
     dir.join(format!("{}.img", device.guest.id))
 }
 
-/// A sparse file, with a file system if wanted.
-fn disk(path: &Path, mib: u32, ext4: bool) -> Result<File> {
+/// A sparse file, with a file system if wanted, and with files in that.
+fn disk(path: &Path, mib: u32, ext4: bool, files: Option<&Path>) -> Result<File> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -238,8 +241,12 @@ fn disk(path: &Path, mib: u32, ext4: bool) -> Result<File> {
     let file = file.with_context(|| format!("cannot create {}", path.display()))?;
     file.set_len(u64::from(mib) << 20)?;
     if ext4 {
-        let output = Command::new("mke2fs")
-            .args(["-q", "-F", "-t", "ext4"])
+        let mut mke2fs = Command::new("mke2fs");
+        mke2fs.args(["-q", "-F", "-t", "ext4"]);
+        if let Some(files) = files {
+            mke2fs.arg("-d").arg(files);
+        }
+        let output = mke2fs
             .arg(path)
             .stdin(Stdio::null())
             .output()

@@ -488,19 +488,20 @@ pub(crate) fn build_initramfs(parts: &Parts, spec: &BootSpec) -> Result<Vec<u8>>
     let mut archive = Initramfs::default();
     archive.file_from("/init", 0o755, &parts.programs.init)?;
     archive.file_from("/suites", 0o755, &parts.programs.suites)?;
+    archive.file_from("/bin/barbuf", 0o755, &parts.programs.command)?;
     for (path, program) in &parts.programs.probes {
         archive.file_from(path, 0o755, program)?;
     }
     archive.file_from("/bin/busybox", 0o755, Path::new("/usr/bin/busybox"))?;
+    for applet in ["sh", "true", "sleep", "sha256sum"] {
+        archive.symlink(&format!("/bin/{applet}"), "busybox");
+    }
     for module in &parts.modules {
         archive.file(&module.file.path, 0o644, &module.contents);
     }
     archive.file(BOOT_SPEC, 0o644, &serde_json::to_vec(spec)?);
     for directory in ["/dev", "/proc", "/sys", "/tmp", "/run", "/mnt"] {
         archive.directory(directory);
-    }
-    if matches!(spec.job, Job::Shell) {
-        archive.symlink("/bin/sh", "busybox");
     }
     Ok(archive.finish())
 }

@@ -29,6 +29,7 @@ use barbuf_guest::protocol::{Job, ORACLES};
 use crate::cli::{DemoArgs, ShellArgs, TestArgs};
 use crate::ctx::Ctx;
 use crate::kernel::{self, Flavour};
+use crate::model;
 use crate::report::{Outcome, Report, TestResult};
 use backing::Stores;
 use boot::{Boot, BootDir, Ended, Progress};
@@ -42,9 +43,12 @@ use topology::Topology;
 
 const DEFAULT_TOPOLOGY: &str = "npu-cmb";
 
+/// What the demonstration says last, for the last line of all.
+const FIGURES: &str = "figures: ";
+
 /// Boots the demonstration and prints what it says.
 pub(crate) fn demo(ctx: &Ctx, args: &DemoArgs) -> Result<ExitCode> {
-    let topology = chosen(args.topology.as_deref(), args.icount)?;
+    let topology = chosen(args.topology.as_deref(), args.icount)?.with_files(&model::ensure(ctx)?);
     let programs = Programs::build(ctx)?;
     let tests = programs.list("--list")?;
     // The demonstration is written for the default topology; on another it shows what is there.
@@ -61,9 +65,13 @@ pub(crate) fn demo(ctx: &Ctx, args: &DemoArgs) -> Result<ExitCode> {
         parts.kernel.release, topology.name
     ));
     let mut good = true;
+    let mut figures = String::new();
     boot.run(&mut |progress| match progress {
         Progress::Begin(_) => {}
-        Progress::Say(text) => ctx.ui.line(text),
+        Progress::Say(text) => match text.strip_prefix(FIGURES) {
+            Some(text) => figures = text.to_owned(),
+            None => ctx.ui.line(text),
+        },
         Progress::Ended(Ended {
             test,
             status: Status::Failed(why),
@@ -75,12 +83,36 @@ pub(crate) fn demo(ctx: &Ctx, args: &DemoArgs) -> Result<ExitCode> {
         Progress::Ended(_) => {}
     })?;
     step.done();
-    ctx.ui.line(if good { "demo: PASS" } else { "demo: FAIL" });
+    // The guest has taken what was on its drive, whatever that was.
+    let real = format!(
+        "model_bytes={} model_sha256={}",
+        model::BYTES,
+        model::SHA256
+    );
+    if good && !figures.contains(&real) {
+        good = false;
+        ctx.ui
+            .line("the guest has loaded another file than the model");
+    }
+    let word = if good { "PASS" } else { "FAIL" };
+    ctx.ui.line(format!("demo: {word} {figures}").trim_end());
     Ok(if good {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Builds the command as the guests have it: one file that needs no library.
+pub(crate) fn command(ctx: &Ctx) -> Result<ExitCode> {
+    let programs = Programs::build(ctx)?;
+    let dir = ctx.target.join("command");
+    programs.install_command(&dir)?;
+    ctx.ui.line(&format!(
+        "barbuf, manual pages and completions are in {}",
+        ctx.show(&dir)
+    ));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Gives a person the console of a guest.

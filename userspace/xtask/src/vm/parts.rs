@@ -2,6 +2,7 @@
 
 //! What every guest of a kernel is made of: the kernel, modules, init, the tests.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use barbuf_guest::protocol::{BootSpec, Job, ListedTest};
 
 use super::kmods::{self, Module};
 use super::topology::Topology;
-use crate::cmd::{Log, output};
+use crate::cmd::{Log, make_dir, output};
 use crate::ctx::Ctx;
 use crate::kernel::{Flavour, Kernel};
 use crate::module;
@@ -43,6 +44,8 @@ pub(crate) struct Parts {
 pub(crate) struct Programs {
     pub(crate) init: PathBuf,
     pub(crate) suites: PathBuf,
+    /// The command `barbuf`.
+    pub(crate) command: PathBuf,
     /// Where they lie in the guest, and here.
     pub(crate) probes: Vec<(String, PathBuf)>,
 }
@@ -56,7 +59,15 @@ impl Programs {
         let mut cargo = Command::new("cargo");
         cargo
             .args(["build", "--release", "--locked", "--target", TARGET])
-            .args(["-p", "barbuf-guest", "-p", "barbuf-suites", "--bins"])
+            .args([
+                "-p",
+                "barbuf-guest",
+                "-p",
+                "barbuf-suites",
+                "-p",
+                "barbuf-cli",
+            ])
+            .arg("--bins")
             .arg("--manifest-path")
             .arg(ctx.repo.join("userspace/Cargo.toml"))
             .arg("--target-dir")
@@ -87,6 +98,7 @@ impl Programs {
         Ok(Programs {
             init: dir.join("barbuf-guest"),
             suites: dir.join("barbuf-suites"),
+            command: dir.join("barbuf"),
             probes,
         })
     }
@@ -110,6 +122,14 @@ impl Programs {
                     .run(&mut command, &format!("{source} could not be built"))?;
                 Ok((format!("/examples/{name}"), program))
             })
+    }
+
+    /// Puts the command into a directory, with what it writes about itself.
+    pub(crate) fn install_command(&self, dir: &Path) -> Result<()> {
+        make_dir(dir)?;
+        let to = dir.join("barbuf");
+        fs::copy(&self.command, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        output(Command::new(&to).args(["--quiet", "manual"]).arg(dir)).map(drop)
     }
 
     /// What tests there are.

@@ -6,6 +6,8 @@
 //! test can say `npu0` and find it wherever firmware and kernel put its bus. Devices are kept as
 //! the JSON that both `-device` and `device_add` take: what is plugged in again is the same.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Result, bail};
 use barbuf_guest::place::Place;
 use barbuf_guest::protocol as guest;
@@ -34,6 +36,8 @@ pub(crate) struct Nvme {
     pub(crate) cmb_mib: u32,
     pub(crate) disk_mib: u32,
     pub(crate) ext4: bool,
+    /// A directory whose files the file system holds.
+    pub(crate) files: Option<PathBuf>,
     pub(crate) behind_switch: bool,
 }
 
@@ -99,6 +103,14 @@ impl Topology {
         self
     }
 
+    /// The machine with these files on the drives that have a file system.
+    pub(crate) fn with_files(mut self, dir: &Path) -> Self {
+        for nvme in self.nvme.iter_mut().filter(|nvme| nvme.ext4) {
+            nvme.files = Some(dir.to_owned());
+        }
+        self
+    }
+
     fn with_npu(mut self, bar_bytes: u64, behind_switch: bool) -> Self {
         self.npus.push(Npu {
             bar_bytes,
@@ -136,6 +148,7 @@ impl Topology {
             cmb_mib,
             disk_mib: 512,
             ext4,
+            files: None,
             behind_switch,
         });
         self
@@ -279,6 +292,7 @@ pub(crate) enum Backend {
         id: String,
         mib: u32,
         ext4: bool,
+        files: Option<PathBuf>,
     },
 }
 
@@ -310,6 +324,7 @@ impl Topology {
                 id: format!("{id}-disk"),
                 mib: nvme.disk_mib,
                 ext4: nvme.ext4,
+                files: nvme.files.clone(),
             };
             let mut json = json!({
                 "driver": "nvme",

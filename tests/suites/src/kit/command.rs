@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Processes that run the command `barbuf`, and what they say.
+
+use std::ffi::OsStr;
+use std::io::{BufReader, Read as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use barbuf::Buffer;
+use barbuf::pass::{Policy, Receiver};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
+};
+use serde::Deserialize as _;
+use serde_json::{Deserializer, Value, json};
+
+use super::pci::wait_until;
+use super::process::scaled;
+
+/// The user without any right.
+pub(crate) const NOBODY: u32 = 65534;
+const COMMAND: &str = "/bin/barbuf";
+
+/// `barbuf` with these arguments.
+pub(crate) struct Barbuf(Command);
+
+pub(crate) fn barbuf(arguments: &[&str]) -> Barbuf {
+    let mut command = Command::new(COMMAND);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/bin")
+        .stdin(Stdio::null());
+    Barbuf(command)
+}
+
+impl Barbuf {
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Barbuf {
+        self.0.arg(argument);
+        self
+    }
+
+    /// As a user without any right. Root's other groups go by themselves.
+    pub(crate) fn nobody(mut self) -> Barbuf {
+        self.0.uid(NOBODY).gid(NOBODY);
+        self
+    }
+
+    /// A shell instead of the command.
+    pub(crate) fn shell(self, script: &str) -> Barbuf {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", script])
+            .env_clear()
+            .env("PATH", "/bin")
+            .stdin(Stdio::null());
+        Barbuf(command)
+    }
+
+    /// With this file under this number.
+    pub(crate) fn with_fd(mut self, number: i32, file: OwnedFd) -> Barbuf {
+        let duplicate = move || {
+            // SAFETY: dup2(2) may be called between fork and exec; the number is free in the child,
+            // or a descriptor that the new program is not to have.
+            Errno::result(unsafe { libc::dup2(file.as_raw_fd(), number) })?;
+            Ok(())
+        };
+        // SAFETY: The closure makes one system call and allocates nothing.
+        unsafe { self.0.pre_exec(duplicate) };
+        self
+    }
+
+    pub(crate) fn output(mut self) -> Result<Output> {
+        Ok(self.0.output()?)
+    }
+
+    /// Its exit code.
+    pub(crate) fn code(self) -> Result<Option<i32>> {
+        Ok(self.output()?.status.code())
+    }
+
+    /// The one document that it prints; it must end well.
+    pub(crate) fn document(self) -> Result<Value> {
+        parse(&self.output()?)
+    }
+}
+
+/// A process that says things in JSON while it runs. It does not outlive the test.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Actor {
+    pub(crate) fn start(mut command: Barbuf) -> Result<Actor> {
+        let mut child = command
+            .0
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("/bin/barbuf")?;
+        let stdout = child.stdout.take().context("a pipe")?;
+        Ok(Actor {
+            child,
+            stdout: BufReader::new(stdout),
+        })
+    }
+
+    /// The next document that it prints.
+    pub(crate) fn document(&mut self) -> Result<Value> {
+        let mut reader = Deserializer::from_reader(&mut self.stdout);
+        match Value::deserialize(&mut reader) {
+            Ok(value) => Ok(value),
+            Err(error) => bail!(
+                "it said nothing more: {error}; it is {:?}",
+                self.child.try_wait()
+            ),
+        }
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub(crate) fn ends_well(&mut self) -> Result<()> {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "it ended with {status}: {rest}");
+        Ok(())
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The one document of a process that has ended well.
+pub(crate) fn parse(output: &Output) -> Result<Value> {
+    ensure!(
+        output.status.success(),
+        "it ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+pub(crate) fn wait_for_socket(path: &Path) -> Result<()> {
+    wait_until(&path.display().to_string(), || path.exists())
+}
+
+/// A buffer from `barbuf serve`, for this process, which need not be the command to get one. The
+/// connection keeps a buffer that is revoked on disconnect.
+pub(crate) fn fetch(path: &Path, name: &str) -> Result<(Buffer, OwnedFd)> {
+    let connection = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    connect(connection.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let request = json!({ "schema": 1, "get": name }).to_string();
+    send(
+        connection.as_raw_fd(),
+        request.as_bytes(),
+        MsgFlags::MSG_NOSIGNAL,
+    )?;
+    let received = Receiver::new(Policy::anybody().users([0]))
+        .timeout(scaled(Duration::from_secs(20)))
+        .receive(&connection)?;
+    Ok((received.buffer, connection))
+}
