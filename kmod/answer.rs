@@ -78,10 +78,13 @@ pub(crate) fn info(provider: &Provider, arg: usize) -> Result {
         return Err(EINVAL);
     }
     let array = UserArray::new(user.regions, stride, room)?;
-    for (index, region) in provider.regions.iter().enumerate() {
-        if index < room as usize {
-            array.write(index, region_info(provider, index, region))?;
-        }
+    for (index, region) in provider.regions.iter().enumerate().take(room as usize) {
+        // The pool of an adopted provider may be asked only as long as there is one; user memory is
+        // for afterwards, see `provider.rs`.
+        let hardware = provider.gate.enter().ok_or(ENODEV)?;
+        let info = region_info(provider, index, region);
+        drop(hardware);
+        array.write(index, info)?;
     }
     argument.value.out_abi = uapi::ABI_VERSION;
     argument.value.out_kind = provider.kind.to_uapi();

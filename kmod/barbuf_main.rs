@@ -30,6 +30,7 @@ mod pure;
 mod registry;
 mod route;
 mod uapi;
+mod vendor;
 
 use crate::{
     adopt::{
@@ -44,7 +45,8 @@ use crate::{
         },
         layout,
         node::Node,
-        notifier::Watch, //
+        notifier::Watch,
+        recovery, //
     },
     node::{
         Control,
@@ -55,7 +57,6 @@ use crate::{
 };
 use kernel::{
     driver,
-    pci,
     prelude::*,
     str::CString,
     sync::Arc, //
@@ -115,7 +116,7 @@ struct Barbuf {
     _files: debug::Files,
     _control: Pin<KBox<Node<Control>>>,
     /// Unbinds all functions.
-    _driver: Pin<KBox<driver::Registration<pci::Adapter<BoundDriver>>>>,
+    _driver: Pin<KBox<driver::Registration<recovery::Adapter<BoundDriver>>>>,
     _adopted: ReleaseAll,
     _watch: Pin<KBox<Watch<Adoptions>>>,
     _shared: Installed,

@@ -9,7 +9,8 @@ use crate::{
     ext::{
         global,
         node::Node,
-        pci::Function, //
+        pci::Function,
+        recovery::Recovers, //
     },
     node::{
         ProviderNode,
@@ -110,5 +111,35 @@ impl pci::Driver for BoundDriver {
             let provider = Provider::bound(Function::new(device), shared.settings, shared.layout)?;
             Ok(Published::new(provider, &shared))
         })
+    }
+}
+
+/// The provider that a bound function is; `None` while it comes or goes.
+fn provider(function: &Function) -> Option<Arc<Provider>> {
+    global::shared()?.registry.of(function)
+}
+
+impl Recovers for BoundDriver {
+    fn suspend(function: &Function) {
+        if let Some(provider) = provider(function) {
+            provider.suspend();
+        }
+    }
+
+    fn resume(function: &Function) {
+        if let Some(provider) = provider(function) {
+            // Said so in the log; whoever waits goes on waiting.
+            let _ = provider.resume();
+        }
+    }
+
+    fn lost(function: &Function) {
+        if let Some(provider) = provider(function) {
+            pr_err!(
+                "{}: has failed, all its buffers are revoked\n",
+                function.address()
+            );
+            provider.retire();
+        }
     }
 }

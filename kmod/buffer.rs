@@ -6,6 +6,9 @@
 //! revokes closes. Closing waits for those inside, so that afterwards no new page table entry can
 //! appear, and what is there is zapped. Only then [`Live`] is dropped, which gives the bytes back,
 //! in the order of its fields.
+//!
+//! A reset of the device suspends the gate and zaps what is mapped, but drops nothing: see
+//! [`Buffer::suspend`].
 
 use crate::{
     ext::{
@@ -45,7 +48,8 @@ use crate::{
     node::Ticket,
     provider::{
         Provider,
-        Reservation, //
+        Reservation,
+        Use, //
     },
     pure::{
         export::Export,
@@ -103,7 +107,7 @@ impl Memory {
 }
 
 /// What a buffer owns until it is revoked. Dropped from top to bottom: first the references to
-/// pages, then the cache mode, and last the claim that keeps others away.
+/// pages, then the cache mode, then the claim that keeps others away; last, its driver is told.
 pub(crate) struct Live {
     /// What stands behind the bytes.
     pub(crate) memory: Memory,
@@ -111,6 +115,8 @@ pub(crate) struct Live {
     pub(crate) _write_combining: Few<WriteCombining>,
     /// The claim on the bytes.
     pub(crate) _reservation: Reservation,
+    /// What the function's own driver knows of.
+    pub(crate) _used: Use,
 }
 
 /// What has happened to a buffer, for QUERY and debugfs.
@@ -176,6 +182,8 @@ pub(crate) struct Buffer {
     pub(crate) terms: Export,
     /// The largest leaf of its mappings; with folios, the only one.
     pub(crate) order: PageOrder,
+    /// Whether mappings consist of folios.
+    pub(crate) folios: bool,
     /// Where the provider's node maps it.
     pub(crate) cookie: u64,
     /// What has happened to it.
@@ -234,6 +242,7 @@ impl Buffer {
                 size,
                 terms: plan.terms,
                 order: plan.order,
+                folios,
                 cookie: plan.cookie,
                 counters: Counters::default(),
                 gate <- Gate::new(plan.live),
@@ -277,6 +286,43 @@ impl Buffer {
     /// The dma-buf, unless nobody uses it any more.
     pub(crate) fn dmabuf(&self) -> Option<DmaBuf<Self>> {
         self.weak.upgrade()
+    }
+
+    /// Takes the memory away until [`Buffer::resume`]: the device is about to be reset.
+    ///
+    /// When this returns, no CPU reaches the memory through this buffer, nor does an importer that can
+    /// be told to stop. Faults wait from here on, importers that map hear `EAGAIN`.
+    /// Does nothing to a buffer that is suspended or revoked.
+    pub(crate) fn suspend(&self) {
+        let _teardown = self.teardown.lock();
+        let (life, outcome) = self.life().apply(Event::Suspend);
+        if outcome != Outcome::Changed {
+            return;
+        }
+        // The same order as for a revocation, and for the same reasons.
+        self.life.store(life.to_bits(), Release);
+        self.gate.suspend();
+        if let Some(dmabuf) = self.weak.upgrade::<Self>() {
+            dmabuf.zap(0, 0);
+        }
+        self.recall_importers(WaitFor::Revocable);
+        trace::state(self.id(), life.state().to_uapi(), life.generation());
+    }
+
+    /// The memory is there again, in a new generation: what the device remembers may be lost.
+    /// Importers are told to map again.
+    ///
+    /// Does nothing to a buffer that is not suspended.
+    pub(crate) fn resume(&self) {
+        let _teardown = self.teardown.lock();
+        let (life, outcome) = self.life().apply(Event::Resume);
+        if outcome != Outcome::Changed {
+            return;
+        }
+        self.life.store(life.to_bits(), Release);
+        trace::state(self.id(), life.state().to_uapi(), life.generation());
+        self.gate.resume();
+        self.invite_importers();
     }
 
     /// Takes the memory away for good.

@@ -4,6 +4,8 @@
 //!
 //! Every step can fail, and each is undone by dropping what it returned. The file descriptor comes
 //! last: once it is installed, another thread of the caller can use it, and nothing may fail.
+//!
+//! User memory is read before and written after the provider's gates are entered, see `provider.rs`.
 
 use crate::{
     buffer::{
@@ -19,7 +21,12 @@ use crate::{
     },
     ext::{
         access,
+        dmabuf::DmaBuf,
         eventfd::EventFd,
+        gate::{
+            Inside,
+            Shut, //
+        },
         memtype::{
             self,
             WriteCombining, //
@@ -37,8 +44,10 @@ use crate::{
     },
     provider::{
         Place,
+        Provider,
         Region,
-        Terms, //
+        Terms,
+        Use, //
     },
     pure::{
         alloc,
@@ -65,11 +74,12 @@ use crate::{
 };
 use kernel::{
     fs::file::FileDescriptorReservation,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// The ranges of a request, as user space wrote them.
-struct Wanted {
+pub(crate) struct Wanted {
     ranges: Few<Range>,
     /// With `Flags::ANY`.
     len: u64,
@@ -90,6 +100,23 @@ impl Wanted {
             let range = Range::new(range.offset, range.length).map_err(errno)?;
             ranges.push(range)?;
         }
+        let len = range::validate(&ranges, region.physical.len()).map_err(errno)?;
+        Ok(Self { ranges, len })
+    }
+
+    /// One range that the kernel itself names, or a length alone.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`
+    pub(crate) fn one(export: &Export, region: &Region, offset: u64, len: u64) -> Result<Self> {
+        if export.flags.contains(Flags::ANY) {
+            return Ok(Self {
+                ranges: Few::None,
+                len: any_len(offset, len).map_err(errno)?,
+            });
+        }
+        let ranges = Few::One(Range::new(offset, len).map_err(errno)?);
         let len = range::validate(&ranges, region.physical.len()).map_err(errno)?;
         Ok(Self { ranges, len })
     }
@@ -130,13 +157,13 @@ fn page_size(export: &Export, limit: PageOrder, region: &Region, wanted: &Wanted
 
 /// Takes memory of a region that barbuf holds itself.
 fn from_region(
-    session: &Session,
-    index: u32,
-    export: &Export,
+    order: &Order<'_>,
+    region: &Region,
     limit: PageOrder,
     wanted: Wanted,
+    used: Use,
 ) -> Result<Obtained> {
-    let region = session.provider.regions.get(index as usize).ok_or(EINVAL)?;
+    let export = &order.export;
     let pages = match export.backing {
         Backing::Page => Some(page_size(export, limit, region, &wanted)),
         Backing::Pfn => None,
@@ -147,7 +174,7 @@ fn from_region(
         cache: export.cache,
         pages,
     };
-    let (reservation, ranges, map) = session.provider.claim(index, wanted.place(), terms)?;
+    let (reservation, ranges, map) = order.provider.claim(order.index, wanted.place(), terms)?;
 
     let mut write_combining = Few::None;
     let mut holds = Few::None;
@@ -167,18 +194,19 @@ fn from_region(
             },
             _write_combining: write_combining,
             _reservation: reservation,
+            _used: used,
         },
         ranges,
     })
 }
 
 /// Takes memory from the pool of an adopted provider.
-fn from_pool(session: &Session, index: u32, export: &Export, len: u64) -> Result<Obtained> {
-    let region = session.provider.regions.get(index as usize).ok_or(EINVAL)?;
+fn from_pool(order: &Order<'_>, region: &Region, used: Use) -> Result<Obtained> {
+    let (provider, len) = (order.provider, order.wanted.len);
     // An alignment that the pool has no room for is not worth failing for.
     let mut taken = Err(ENOSPC);
-    for order in alloc::preferences(len) {
-        taken = PoolRange::alloc(&session.provider.function, len, *order);
+    for alignment in alloc::preferences(len) {
+        taken = PoolRange::alloc(&provider.function, len, *alignment);
         if taken.is_ok() {
             break;
         }
@@ -190,7 +218,7 @@ fn from_pool(session: &Session, index: u32, export: &Export, len: u64) -> Result
         .checked_sub(region.physical.start())
         .ok_or(ENODEV)?;
     let ranges = Few::One(Range::new(offset, len).map_err(errno)?);
-    let memory = match export.backing {
+    let memory = match order.export.backing {
         Backing::Pfn => Memory::Pool(taken),
         Backing::Page => Memory::PoolPages(PoolPages::new(taken)?),
     };
@@ -198,7 +226,8 @@ fn from_pool(session: &Session, index: u32, export: &Export, len: u64) -> Result
         live: Live {
             memory,
             _write_combining: Few::None,
-            _reservation: session.provider.count(index),
+            _reservation: provider.count(order.index),
+            _used: used,
         },
         ranges,
     })
@@ -230,7 +259,125 @@ fn leaf_limit(live: &Live, region: &Region, ranges: &[Range], limit: PageOrder) 
     }
 }
 
-/// Serves BARBUF_EXPORT. The caller holds the provider's gate open.
+/// Whether `region` can serve `export`, and with which page size at most.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP`
+fn judge(export: &Export, region: &Region) -> Result<PageOrder> {
+    if export.backing == Backing::Page && export.cache == Cache::WriteCombining {
+        // The kernel maps struct pages of device memory uncached, and x86 wants one mode.
+        return Err(EOPNOTSUPP);
+    }
+    export.on(&region.facts).map_err(errno)
+}
+
+/// A request that has been read.
+pub(crate) struct Order<'a> {
+    /// Whose memory.
+    pub(crate) provider: &'a Arc<Provider>,
+    /// The region's index.
+    pub(crate) index: u32,
+    /// What is wanted.
+    pub(crate) export: Export,
+    /// Which bytes.
+    pub(crate) wanted: Wanted,
+    /// What tells of the revocation.
+    pub(crate) eventfd: Option<EventFd>,
+    /// The right to one buffer.
+    pub(crate) ticket: Ticket,
+    /// Wait for the end of a reset instead of failing.
+    pub(crate) patient: bool,
+}
+
+impl<'a> Order<'a> {
+    /// The right to access the memory.
+    fn access(&self) -> Result<Inside<'a, ()>> {
+        let gate = &self.provider.access;
+        match gate.admit() {
+            Err(Shut::Suspended) if !self.patient => Err(EAGAIN),
+            Ok(inside) => Ok(inside),
+            Err(_) => gate.admit_patiently(),
+        }
+    }
+
+    /// Makes the buffer. Touches no user memory.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the provider has retired; `EOPNOTSUPP`, `EBUSY`, `ENOSPC`, `EINVAL`, `ENOMEM`,
+    /// `ENFILE`; `ECONNREFUSED` when the function's own driver refuses; `EAGAIN` when a reset is in
+    /// flight and the order not patient; `EINTR` when the calling task is killed while it waits or writes zeros.
+    pub(crate) fn fulfil(mut self) -> Result<DmaBuf<Buffer>> {
+        let provider = self.provider;
+        let wanted = Wanted {
+            ranges: core::mem::replace(&mut self.wanted.ranges, Few::None),
+            len: self.wanted.len,
+        };
+        // As long as this is held, the provider does not retire.
+        let _hardware = provider.gate.enter().ok_or(ENODEV)?;
+        let region = provider.regions.get(self.index as usize).ok_or(EINVAL)?;
+        let limit = judge(&self.export, region)?;
+        let used = provider.begin_use()?;
+        let obtained = if region.facts.pool {
+            from_pool(&self, region, used)?
+        } else {
+            from_region(&self, region, limit, wanted, used)?
+        };
+
+        // No reset begins while this is held.
+        let mut access = self.access()?;
+        if self.export.flags.contains(Flags::ZERO) {
+            while let Err(error) = self.zero(region, &obtained) {
+                if error != EAGAIN {
+                    return Err(error);
+                }
+                // A reset wants to begin, or the provider to go. What was written may not survive
+                // that: from the start, afterwards.
+                drop(access);
+                access = self.access()?;
+            }
+        }
+
+        let order = leaf_limit(&obtained.live, region, &obtained.ranges, limit);
+        let dmabuf = Buffer::new(Plan {
+            provider: provider.clone(),
+            region: self.index,
+            base: region.physical.start(),
+            ranges: obtained.ranges,
+            size: self.wanted.len,
+            cookie: provider.next_cookie(self.wanted.len)?,
+            terms: self.export,
+            order,
+            live: obtained.live,
+            eventfd: self.eventfd,
+            ticket: self.ticket,
+        })?;
+        // From here on `Buffer::released` undoes it, when `dmabuf` is dropped.
+        provider.insert(&dmabuf.data().into())?;
+        drop(access);
+        trace::export(
+            dmabuf.id(),
+            self.index,
+            self.wanted.len,
+            self.export.backing,
+            self.export.cache,
+        );
+        Ok(dmabuf)
+    }
+
+    /// Fills the bytes with zero.
+    fn zero(&self, region: &Region, obtained: &Obtained) -> Result {
+        let write_combining = self.export.cache == Cache::WriteCombining;
+        obtained.ranges.iter().try_for_each(|range| {
+            memtype::zero(physical(region, *range)?, write_combining, || {
+                !self.provider.access.is_open()
+            })
+        })
+    }
+}
+
+/// Serves BARBUF_EXPORT.
 ///
 /// # Errors
 ///
@@ -252,11 +399,7 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
     .map_err(errno)?;
     let provider = &session.provider;
     let region = provider.regions.get(user.region as usize).ok_or(EINVAL)?;
-    let limit = export.on(&region.facts).map_err(errno)?;
-    if export.backing == Backing::Page && export.cache == Cache::WriteCombining {
-        // The kernel maps struct pages of device memory uncached, and x86 wants one mode.
-        return Err(EOPNOTSUPP);
-    }
+    judge(&export, region)?;
     if region.facts.needs_rawio() {
         access::raw_io()?;
     }
@@ -268,50 +411,26 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
     };
     let ticket = Ticket::new(&session.own, &session.all)?;
     let fd = FileDescriptorReservation::get_unused_fd_flags(export.open.fd_flags())?;
-
-    let size = wanted.len;
-    let obtained = if region.facts.pool {
-        from_pool(session, user.region, &export, size)?
-    } else {
-        from_region(session, user.region, &export, limit, wanted)?
-    };
-    if export.flags.contains(Flags::ZERO) {
-        let write_combining = export.cache == Cache::WriteCombining;
-        for range in obtained.ranges.iter() {
-            // The provider may want to go meanwhile, and waits for us.
-            memtype::zero(physical(region, *range)?, write_combining, || {
-                provider.gate.is_closed()
-            })?;
-        }
-    }
-
-    let order = leaf_limit(&obtained.live, region, &obtained.ranges, limit);
-    let cookie = provider.next_cookie(size)?;
-    let first = obtained.ranges.first().copied().ok_or(EINVAL)?;
-    let dmabuf = Buffer::new(Plan {
-        provider: provider.clone(),
-        region: user.region,
-        base: region.physical.start(),
-        ranges: obtained.ranges,
-        size,
-        terms: export,
-        order,
-        cookie,
-        live: obtained.live,
+    let dmabuf = Order {
+        provider,
+        index: user.region,
+        export,
+        wanted,
         eventfd,
         ticket,
-    })?;
-    let buffer = dmabuf.data();
-    // From here on `Buffer::released` undoes it, when `dmabuf` is dropped.
-    provider.insert(&buffer.into())?;
+        patient: true,
+    }
+    .fulfil()?;
 
+    let buffer = dmabuf.data();
     // CAST: File descriptors are small.
     argument.value.out_fd = fd.reserved_fd() as i32;
-    argument.value.out_page_shift = order.shift();
-    argument.value.out_size = size;
-    argument.value.out_cookie = cookie;
-    argument.value.out_phys_class = order::align_class(dmabuf.data().first_physical());
+    argument.value.out_page_shift = buffer.order.shift();
+    argument.value.out_size = buffer.size;
+    argument.value.out_cookie = buffer.cookie;
+    argument.value.out_phys_class = order::align_class(buffer.first_physical());
     if export.flags.contains(Flags::ANY) {
+        let first = buffer.ranges.first().copied().ok_or(EINVAL)?;
         let range = uapi::UserRange {
             offset: first.start(),
             length: first.len(),
@@ -319,7 +438,6 @@ pub(crate) fn export(session: &Session, arg: usize) -> Result {
         array.write(0, range)?;
     }
     argument.write()?;
-    trace::export(dmabuf.id(), user.region, size, export.backing, export.cache);
     dmabuf.install(fd);
     Ok(())
 }

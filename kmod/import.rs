@@ -193,7 +193,7 @@ impl Buffer {
     /// export did not allow that, `EREMOTEIO` when it has no route, `ERANGE` when it cannot form
     /// the addresses.
     pub(crate) fn admit(&self, device: &Attachment<'_>) -> Result<KBox<Importer>> {
-        let _live = self.gate.enter().ok_or(ENODEV)?;
+        let _live = self.gate.enter_now()?;
         self.allows(Event::Attach)?;
         let peer2peer = device.peer2peer();
         // A driver that can be told, but thinks that it imports ordinary memory, is no better.
@@ -253,7 +253,7 @@ impl Buffer {
     ///
     /// `ENODEV` when it is revoked.
     pub(crate) fn pin(&self, importer: &Importer) -> Result {
-        let _live = self.gate.enter().ok_or(ENODEV)?;
+        let _live = self.gate.enter_now()?;
         importer.pins.add(1, Relaxed);
         Ok(())
     }
@@ -294,7 +294,7 @@ impl Buffer {
         importer: &Importer,
         direction: Direction,
     ) -> Result<Mapped> {
-        let _live = self.gate.enter().ok_or(ENODEV)?;
+        let _live = self.gate.enter_now()?;
         self.allows(Event::Map)?;
         if !direction.is_valid() {
             return Err(EINVAL);
@@ -377,7 +377,7 @@ impl Buffer {
     ///
     /// `ENODEV` when the buffer is revoked.
     pub(crate) fn begin_cpu_access(&self) -> Result {
-        self.gate.enter().map(drop).ok_or(ENODEV)
+        self.gate.enter_now().map(drop)
     }
 
     /// A CPU has accessed the memory. What it has written is on its way, posted, or still in a
@@ -421,7 +421,7 @@ impl Buffer {
     ///
     /// `ENOMEM`
     pub(crate) fn vmap(&self) -> Result<IoMapping> {
-        let _live = self.gate.enter().ok_or(ENODEV)?;
+        let _live = self.gate.enter_now()?;
         let physical = Range::new(self.first_physical(), self.size).map_err(errno)?;
         let mapping = IoMapping::new(physical, self.is_write_combining())?;
         self.importers.change(|counts| plus(&mut counts.vmaps));
@@ -484,7 +484,6 @@ impl Buffer {
     /// Tells all importers to ask for DMA addresses again: the memory is back from a reset.
     ///
     /// The state must be *live* already. Locks as for [`Buffer::recall_importers`]; does not wait.
-    #[expect(dead_code, reason = "for the end of a reset")]
     pub(crate) fn invite_importers(&self) {
         if let Some(dmabuf) = self.dmabuf() {
             dmabuf.reserve().invalidate();

@@ -6,6 +6,14 @@
 //! a leaf of exactly the size that the kernel asks for in place, or asks it to try a smaller one,
 //! and then fills the neighbours in the same page table.
 //!
+//! If the gate is suspended, because the device is being reset, the fault waits. It waits outside of
+//! the gate, which suspending and closing wait for, and, where the kernel lets faults be retried,
+//! without the mmap lock or the VMA lock that it was called with: other threads go on mapping and
+//! unmapping, and whoever has to end the suspension is held up by nothing of ours. A caller that
+//! does not let go of the lock (`get_user_pages()` without retry) waits with it; neither resuming
+//! nor revoking takes that lock. A fatal signal ends the wait in both cases, and so does a
+//! revocation, if the device never comes back.
+//!
 //! Three things in the kernel go wrong with leaves of 1 GiB; this file stands in front of them:
 //!
 //! - Splitting a VMA inside of one oopses: `mm` only knows how to split 2 MiB. See
@@ -14,8 +22,12 @@
 //! - Folios in a VMA with `VM_MIXEDMAP` leak. Ours are in plain ones, on an inode with `S_DAX`.
 
 use crate::{
-    buffer::Buffer,
+    buffer::{
+        Buffer,
+        Live, //
+    },
     ext::{
+        gate::Shut,
         trace,
         vma::{
             Area,
@@ -24,7 +36,9 @@ use crate::{
             LockedVma,
             Mode,
             NewVma,
-            Outcome, //
+            Obstacle,
+            Outcome,
+            Verdict, //
         }, //
     },
     pure::{
@@ -66,7 +80,10 @@ impl Mapping {
     /// beyond the buffer, and for one of folios whose address or offset is not on whole folios.
     /// `EACCES` when a read-only buffer is to be written, and for execution.
     pub(crate) fn create(buffer: ArcBorrow<'_, Buffer>, vma: NewVma<'_>) -> Result {
-        let live = buffer.gate.enter().ok_or(ENODEV)?;
+        // A reset in flight does not matter: the first access comes with a fault.
+        if buffer.gate.is_closed() {
+            return Err(ENODEV);
+        }
         let (range, offset) = (vma.range().ok_or(EINVAL)?, vma.offset().ok_or(EINVAL)?);
         let end = offset.checked_add(range.len()).ok_or(EINVAL)?;
         if end > buffer.size {
@@ -75,7 +92,7 @@ impl Mapping {
         let mapping = Self {
             buffer: buffer.into(),
             origin: range.start().wrapping_sub(offset),
-            folios: live.memory.has_folios(),
+            folios: buffer.folios,
         };
         mapping.check_whole(range, offset)?;
         let mode = Mode {
@@ -127,14 +144,10 @@ impl Mapping {
         let (physical, window) = self.site(fault.range()?, fault.offset()?, fault.address())?;
         order::around(order, fault.address(), physical, window)
     }
-}
 
-impl Area for Mapping {
-    fn fault(&self, fault: &Fault<'_>) -> Outcome {
+    /// Serves a fault while the memory is there.
+    fn serve(&self, fault: &Fault<'_>, live: &Live) -> Outcome {
         let buffer = &*self.buffer;
-        let Some(live) = buffer.gate.enter() else {
-            return Outcome::SIGBUS;
-        };
         if !buffer.provider.function.decodes_memory() {
             return Outcome::SIGBUS;
         }
@@ -163,6 +176,24 @@ impl Area for Mapping {
             outcome.bits(),
         );
         outcome
+    }
+}
+
+impl Obstacle for Buffer {
+    fn wait(&self, freezable: bool) -> Result {
+        self.gate.wait(freezable)
+    }
+}
+
+impl Area for Mapping {
+    type Obstacle = Buffer;
+
+    fn fault(&self, fault: &Fault<'_>) -> Verdict<Buffer> {
+        match self.buffer.gate.admit() {
+            Ok(live) => Verdict::Done(self.serve(fault, &live)),
+            Err(Shut::Suspended) => Verdict::Blocked(self.buffer.clone()),
+            Err(Shut::Closed) => Verdict::Done(Outcome::SIGBUS),
+        }
     }
 
     fn may_split(&self, vma: &LockedVma<'_>, at: u64) -> Result {

@@ -152,8 +152,10 @@ impl Opener for Session {
         if !known {
             return Err(ENOTTY);
         }
-        // As long as this is held, the provider does not retire.
-        let _hardware = this.provider.gate.enter().ok_or(ENODEV)?;
+        // Requests that need the hardware look again, and hold on to it.
+        if this.provider.gate.is_closed() {
+            return Err(ENODEV);
+        }
         match cmd {
             uapi::INFO => answer::info(&this.provider, arg)?,
             uapi::EXPORT => export::export(&this, arg)?,

@@ -9,20 +9,27 @@
 //!
 //! 1. the device lock of a PCI function (the driver core takes it around bind and unbind),
 //! 2. `mmap_lock` of a process,
-//! 3. `Registry::inner`,
-//! 4. [`Provider::inner`],
-//! 5. `Buffer::teardown`,
-//! 6. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
+//! 3. [`Provider::power`],
+//! 4. `Registry::inner`,
+//! 5. [`Provider::inner`],
+//! 6. `Buffer::teardown`,
+//! 7. [`Provider::uses`], and inside of it what the callbacks of a registered provider take,
+//! 8. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
 //!    without any of the above,
-//! 7. the lock in `dmabuf::Weak`, those in `gate::Gate`, `Importers::counts` and `Routes::known`.
+//! 9. the lock in `dmabuf::Weak`, those in `gate::Gate`, `Importers::counts` and `Routes::known`.
 //!
-//! No user memory is touched under 3 to 7, because a page fault takes 2. A [`Gate`] is entered
-//! before 4, or inside 6, and never waited for under those. Revoking waits for importers under 5,
-//! and without 6.
+//! No user memory is touched under 3 to 9, because a page fault takes 2. A [`Gate`] is entered
+//! before 5, or inside 8, and never waited for under those. Suspending and revoking wait for
+//! importers under 6, and without 8.
+//!
+//! Nor is user memory touched inside a [`Gate`]: who suspends or closes one waits for those inside,
+//! and the fault could be one on a mapping whose device is being reset, or on memory that somebody
+//! else serves as slowly as he likes.
 
 mod buffers;
 mod claims;
 mod region;
+mod uses;
 
 use self::{
     buffers::Buffers,
@@ -35,7 +42,11 @@ pub(crate) use self::{
         Reservation,
         Terms, //
     },
-    region::Region, //
+    region::{
+        exclusions,
+        Region, //
+    },
+    uses::Use, //
 };
 use crate::{
     buffer::Buffer,
@@ -46,14 +57,19 @@ use crate::{
             Claimed,
             Enabled,
             Function, //
-        }, //
+        },
+        vendor::Callbacks, //
     },
     pure::{
         exclude,
         export,
         order::PageOrder,
         pagemap::Layout,
-        range::Range, //
+        range::Range,
+        vendor::{
+            self,
+            Wish, //
+        }, //
     },
     route::Routes,
     Settings,
@@ -76,7 +92,7 @@ pub(crate) enum Kind {
     Bound = 0,
     /// Its own driver stays; memory comes from its p2pmem pool.
     Adopted = 1,
-    /// Its own driver stays and registers regions. None can do that yet.
+    /// Its own driver stays and registers regions.
     Registered = 2,
 }
 
@@ -111,7 +127,7 @@ pub(crate) struct Hardware {
 }
 
 impl Hardware {
-    /// For an adopted provider, whose driver holds everything.
+    /// For an adopted or registered provider, whose driver holds everything.
     pub(crate) fn none() -> Self {
         Self {
             _claimed: KVec::new(),
@@ -137,9 +153,21 @@ pub(crate) struct Provider {
     /// What is known of the devices around it.
     #[pin]
     pub(crate) routes: Routes,
-    /// Open while the hardware may be touched.
+    /// Open while there is a provider: who is inside may rely on what it holds of the hardware.
     #[pin]
     pub(crate) gate: Gate<Hardware>,
+    /// Open while the memory may be accessed, that is, no reset is in flight. Buffers come into
+    /// being inside, so that a suspension sees either all of a buffer or nothing.
+    #[pin]
+    pub(crate) access: Gate<()>,
+    /// Held while that changes.
+    #[pin]
+    power: Mutex<()>,
+    /// What the function's own driver wants to be asked and told.
+    callbacks: Option<Callbacks>,
+    /// How many buffers there are, for those.
+    #[pin]
+    uses: Mutex<u64>,
     #[pin]
     inner: Mutex<Inner>,
 }
@@ -155,6 +183,7 @@ impl Provider {
         hardware: Hardware,
         settings: Settings,
         layout: Option<Layout>,
+        callbacks: Option<Callbacks>,
     ) -> Result<Arc<Self>> {
         let name = function.name()?;
         let mut taken = KVec::with_capacity(regions.len(), GFP_KERNEL)?;
@@ -171,6 +200,10 @@ impl Provider {
                 layout,
                 routes <- Routes::new(),
                 gate <- Gate::new(hardware),
+                access <- Gate::new(()),
+                power <- new_mutex!(()),
+                callbacks,
+                uses <- new_mutex!(0),
                 inner <- new_mutex!(Inner {
                     taken,
                     buffers: Buffers::new(),
@@ -200,18 +233,7 @@ impl Provider {
         let p2pdma = p2pdma::init(&function);
         let layout = layout.filter(|_| p2pdma.is_ok());
 
-        let registers = function.msix()?;
-        let facts = exclude::Function {
-            header_type: function.header_type(),
-            registers: [
-                registers.first().copied().flatten(),
-                registers.last().copied().flatten(),
-                function
-                    .is_nvme()
-                    .then(|| exclude::nvme(15, 65536))
-                    .flatten(),
-            ],
-        };
+        let facts = exclusions(&function)?;
         for index in 0..6 {
             let Some(bar) = function.bar(index) else {
                 continue;
@@ -247,6 +269,7 @@ impl Provider {
             },
             settings,
             layout,
+            None,
         )
     }
 
@@ -289,6 +312,42 @@ impl Provider {
             Hardware::none(),
             settings,
             None,
+            None,
+        )
+    }
+
+    /// A provider for the `ranges` that the function's own driver offers with these `wishes`, of
+    /// which there are as many.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV`, `ENOMEM`
+    pub(crate) fn registered(
+        function: Function,
+        callbacks: Callbacks,
+        wishes: &[Wish],
+        ranges: &[Range],
+        settings: Settings,
+        layout: Option<Layout>,
+    ) -> Result<Arc<Self>> {
+        let pages = wishes.iter().any(|wish| wish.flags & vendor::PAGES != 0);
+        // Without it the rest still works, but neither struct pages nor importing devices.
+        let p2pdma = p2pdma::init(&function);
+        let layout = layout.filter(|_| pages && p2pdma.is_ok());
+        let mut regions = KVec::with_capacity(wishes.len(), GFP_KERNEL)?;
+        for (wish, range) in wishes.iter().zip(ranges) {
+            let bar = function.bar(wish.bar).ok_or(ENODEV)?;
+            let region = Region::registered(&bar, wish, *range, layout.is_some())?;
+            regions.push(region, GFP_KERNEL)?;
+        }
+        Self::new(
+            function,
+            Kind::Registered,
+            regions,
+            Hardware::none(),
+            settings,
+            layout,
+            Some(callbacks),
         )
     }
 
@@ -357,11 +416,52 @@ impl Provider {
         })
     }
 
+    /// A reset begins: until [`Provider::resume`] nobody reaches the memory. Faults and exports wait.
+    ///
+    /// When this returns, nothing is mapped any more. Does nothing when it is suspended or retired.
+    /// Sleeps.
+    pub(crate) fn suspend(&self) {
+        let _power = self.power.lock();
+        // Waits for exports that are about to write zeros; they start over afterwards.
+        if self.access.suspend() {
+            for buffer in self.buffers() {
+                buffer.suspend();
+            }
+        }
+    }
+
+    /// The reset is over. Does nothing when it was not suspended.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` when the function does not answer; everything stays suspended. `ENODEV` when it has
+    /// retired.
+    pub(crate) fn resume(&self) -> Result {
+        let _power = self.power.lock();
+        if self.access.is_closed() {
+            return Err(ENODEV);
+        }
+        if !self.function.decodes_memory() {
+            pr_err!(
+                "{}: does not answer after a reset; its buffers stay suspended until it does after another one, or until they are revoked\n",
+                self.function.address()
+            );
+            return Err(EIO);
+        }
+        for buffer in self.buffers() {
+            buffer.resume();
+        }
+        self.access.resume();
+        Ok(())
+    }
+
     /// The end: everything is revoked, and the hardware given back.
     ///
     /// Waits for exports in progress, for importers, and for I/O that holds pins on pages. Does
     /// nothing when called again.
     pub(crate) fn retire(&self) {
+        // Exports that wait for the end of a reset, or that write zeros, give up.
+        self.access.close();
         // From here on, every request fails with ENODEV.
         let Some(hardware) = self.gate.close() else {
             return;

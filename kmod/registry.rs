@@ -3,6 +3,7 @@
 //! The list of all providers.
 
 use crate::{
+    ext::pci::Function,
     provider::Provider,
     pure::address::Address, //
 };
@@ -59,6 +60,13 @@ impl Registry {
             .lock()
             .iter()
             .any(|provider| provider.function.address() == address)
+    }
+
+    /// The provider that `function` is.
+    pub(crate) fn of(&self, function: &Function) -> Option<Arc<Provider>> {
+        let list = self.inner.lock();
+        let provider = list.iter().find(|other| other.function.is(function));
+        provider.cloned()
     }
 
     /// The provider number `index`.

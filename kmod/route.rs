@@ -175,6 +175,8 @@ pub(crate) fn route(provider: &Provider, arg: usize) -> Result {
         answer::buffer_of(Some(provider), user.fd)?.data().memory()
     };
 
+    // The provider must not go while its P2PDMA state is looked at.
+    let hardware = provider.gate.enter().ok_or(ENODEV)?;
     let mut flags = 0;
     let mut mask = 0;
     let route = match Function::find(address) {
@@ -195,6 +197,7 @@ pub(crate) fn route(provider: &Provider, arg: usize) -> Result {
             provider.judge(memory, path, reach)
         }
     };
+    drop(hardware);
     argument.value.out_kind = route.kind.to_uapi();
     argument.value.out_reason = route.reason.to_uapi();
     argument.value.out_distance = route.distance;

@@ -7,6 +7,7 @@
 #include <linux/dma-buf.h>
 #include <linux/dma-mapping.h>
 #include <linux/dma-resv.h>
+#include <linux/err.h>
 #include <linux/eventfd.h>
 #include <linux/fs.h>
 #include <linux/huge_mm.h>
@@ -21,6 +22,7 @@
 #include <linux/pci.h>
 #include <linux/pgtable.h>
 #include <linux/sched/signal.h>
+#include <linux/wait.h>
 
 #include "layout.h"
 #include "shim.h"
@@ -52,6 +54,11 @@ void barbuf_helper_vma_set_cache(struct vm_area_struct *vma, bool wc)
 
 	vma->vm_page_prot = wc ? pgprot_writecombine(prot) :
 				 pgprot_noncached(prot);
+}
+
+void barbuf_helper_release_fault_lock(struct vm_fault *vmf)
+{
+	release_fault_lock(vmf);
 }
 
 void barbuf_helper_vma_start_write(struct vm_area_struct *vma)
@@ -164,6 +171,22 @@ void barbuf_helper_cond_resched(void)
 	cond_resched();
 }
 
+bool barbuf_helper_wait_between(struct wait_queue_head *queue, const s64 *word,
+				s64 low, s64 high, bool freezable)
+{
+	unsigned int state = TASK_KILLABLE | (freezable ? TASK_FREEZABLE : 0);
+	s64 now;
+
+	return !wait_event_state(*queue,
+				 (now = READ_ONCE(*word)) < low || now >= high,
+				 state);
+}
+
+void barbuf_helper_wake_all(struct wait_queue_head *queue)
+{
+	wake_up_all(queue);
+}
+
 unsigned long barbuf_helper_pci_resource_flags(struct pci_dev *pdev, int bar)
 {
 	return pci_resource_flags(pdev, bar);
@@ -234,6 +257,13 @@ u64 barbuf_helper_pci_free_p2pmem(struct pci_dev *pdev)
 	kernfs_put(group);
 	free_page((unsigned long)text);
 	return bytes;
+}
+
+void barbuf_helper_pci_refused(struct pci_dev *pdev, int error)
+{
+	pci_info_ratelimited(pdev,
+			     "barbuf: its driver refuses the export: %pe\n",
+			     ERR_PTR(error));
 }
 
 struct pci_dev *barbuf_helper_pci_of(struct device *dev)

@@ -11,8 +11,10 @@
 #include <linux/dma-direction.h>
 #include <linux/types.h>
 
+struct barbuf_provider;
 struct dev_pagemap;
 struct device;
+struct dma_buf;
 struct dma_buf_attachment;
 struct eventfd_ctx;
 struct file;
@@ -23,6 +25,8 @@ struct pci_dev;
 struct phys_vec;
 struct sg_table;
 struct vm_area_struct;
+struct vm_fault;
+struct wait_queue_head;
 
 /* Leaves that page tables of this machine can hold. */
 bool barbuf_helper_has_pmd_leaf(void);
@@ -31,6 +35,9 @@ bool barbuf_helper_has_pud_leaf(void);
 /* A VMA that is being set up, or whose mmap lock is held for writing. */
 void barbuf_helper_vma_set_cache(struct vm_area_struct *vma, bool wc);
 void barbuf_helper_vma_start_write(struct vm_area_struct *vma);
+
+/* The lock that a fault handler was called with; VM_FAULT_RETRY comes next. */
+void barbuf_helper_release_fault_lock(struct vm_fault *vmf);
 
 /* Folios of a pagemap of ours. */
 struct folio *barbuf_helper_pfn_folio(unsigned long pfn);
@@ -57,6 +64,11 @@ bool barbuf_helper_file_set_dax(struct file *file);
 void barbuf_helper_eventfd_signal(struct eventfd_ctx *ctx);
 bool barbuf_helper_fatal_signal_pending(void);
 void barbuf_helper_cond_resched(void);
+
+/* Sleeps while low <= *word < high; false when the task is killed. */
+bool barbuf_helper_wait_between(struct wait_queue_head *queue, const s64 *word,
+				s64 low, s64 high, bool freezable);
+void barbuf_helper_wake_all(struct wait_queue_head *queue);
 
 unsigned long barbuf_helper_pci_resource_flags(struct pci_dev *pdev, int bar);
 int barbuf_helper_pci_domain(struct pci_dev *pdev);
@@ -104,6 +116,26 @@ void __iomem *barbuf_helper_iosys_map_get(struct iosys_map *map);
 /* Stores that were issued leave the processor, before any later load. */
 void barbuf_helper_drain(void);
 void barbuf_helper_memset_io(void __iomem *dst, int value, size_t len);
+
+/* Says in the log, not too often, that the function's driver refuses. */
+void barbuf_helper_pci_refused(struct pci_dev *pdev, int error);
+
+/* The other direction: kmod/ext/vendor.rs, for kmod/vendor.c. */
+struct barbuf_provider *barbuf_vendor_register(struct pci_dev *pdev,
+					       const void *ops,
+					       const void *regions,
+					       unsigned int nr_regions,
+					       void *priv);
+void barbuf_vendor_unregister(struct barbuf_provider *provider);
+struct dma_buf *barbuf_vendor_export(struct barbuf_provider *provider,
+				     const void *request);
+int barbuf_vendor_export_fd(struct barbuf_provider *provider,
+			    const void *request);
+int barbuf_vendor_revoke(struct barbuf_provider *provider,
+			 struct dma_buf *dmabuf);
+void barbuf_vendor_revoke_all(struct barbuf_provider *provider);
+void barbuf_vendor_suspend(struct barbuf_provider *provider);
+int barbuf_vendor_resume(struct barbuf_provider *provider);
 
 /* Tracepoints, see kmod/trace.h. */
 void barbuf_helper_trace_export(u64 id, u32 region, u64 size, u32 backing,

@@ -301,6 +301,37 @@ impl<T: Exporter> DmaBuf<T> {
         Reserved(self, NotThreadSafe)
     }
 
+    /// The dma-buf at `raw`, with a reference of its own.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when another exporter made it.
+    ///
+    /// # Safety
+    ///
+    /// `raw` must be a live dma-buf.
+    pub(super) unsafe fn from_raw(raw: *mut bindings::dma_buf) -> Result<Self> {
+        let raw = NonNull::new(raw).ok_or(ENODEV)?;
+        // SAFETY: Alive by the caller's promise.
+        if unsafe { raw.as_ref() }.owner != this_module::<crate::LocalModule>().as_ptr() {
+            return Err(ENODEV);
+        }
+        // SAFETY: The file is alive as long as the dma-buf is, and has a reference that the caller holds.
+        if unsafe { bindings::get_file_active(&mut (*raw.as_ptr()).file) }.is_null() {
+            return Err(ENODEV);
+        }
+        // INVARIANT: `get_file_active` has taken the reference; the type is right as in `from_fd`.
+        Ok(Self {
+            raw,
+            _data: PhantomData,
+        })
+    }
+
+    /// The C struct, together with the reference.
+    pub(super) fn into_raw(self) -> *mut bindings::dma_buf {
+        core::mem::ManuallyDrop::new(self).raw.as_ptr()
+    }
+
     /// Gives the dma-buf to user space under the reserved file descriptor. Cannot fail.
     pub(crate) fn install(self, fd: FileDescriptorReservation) {
         let me = core::mem::ManuallyDrop::new(self);

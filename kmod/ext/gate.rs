@@ -5,35 +5,68 @@
 //! `kernel::revocable::Revocable` does the same for users that must not sleep. A page fault has to:
 //! it allocates page tables. Users are counted, so that closing waits for those inside and not for
 //! a grace period, and costs next to nothing when nobody is.
+//!
+//! A gate can also be shut for a while: [`Gate::suspend`] waits for those inside, exactly as closing
+//! does, but the value stays, and [`Gate::resume`] lets users in again. Whoever was turned away
+//! meanwhile sleeps in [`Gate::wait`], with nothing of the gate in its hands, until one of `resume`
+//! and `close` ends that.
+//!
+//! ```text
+//!            suspend                  close
+//!     open ----------> suspended -------------> closed
+//!      ^ <----------------+                       ^
+//!      |     resume                               |
+//!      +------------------------------------------+
+//! ```
 
+use super::shim;
 use core::{
     cell::UnsafeCell,
     mem::MaybeUninit,
     ops::Deref, //
 };
 use kernel::{
-    new_condvar, new_mutex,
+    bindings,
+    new_condvar,
+    new_mutex,
     prelude::*,
+    static_lock_class,
     sync::{
         atomic::{
+            Acquire,
             Atomic,
             Full, //
         },
         CondVar,
         Mutex, //
     },
+    types::Opaque, //
 };
 
 /// Added to the count of users while the gate is closed.
 const CLOSED: i64 = 1 << 62;
+/// Added to the count of users while the gate is suspended, closed or not.
+const SUSPENDED: i64 = 1 << 61;
+/// The count itself.
+const COUNT: i64 = SUSPENDED - 1;
+
+/// Why somebody was turned away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shut {
+    /// For now.
+    Suspended,
+    /// For good.
+    Closed,
+}
 
 /// A value of type `T` that [`Gate::close`] takes away.
 ///
 /// # Invariants
 ///
-/// `users` is the number of [`Inside`] guards and of calls to `enter` in progress, plus [`CLOSED`]
-/// once `close` has been called. `value` is initialised until `close` has seen that nobody is
-/// inside; only the first caller of `close` moves it out.
+/// `users` is the number of [`Inside`] guards and of calls to `admit` in progress, plus
+/// [`SUSPENDED`] between `suspend` and `resume`, plus [`CLOSED`] once `close` has been called. `lock`
+/// is held while one of the two is added or taken away. `value` is initialised until `close` has
+/// seen that nobody is inside; only the first caller of `close` moves it out.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Gate<T> {
     users: Atomic<i64>,
@@ -42,6 +75,9 @@ pub(crate) struct Gate<T> {
     lock: Mutex<()>,
     #[pin]
     left: CondVar,
+    /// Where those sleep who wait for the end of a suspension.
+    #[pin]
+    waiters: Opaque<bindings::wait_queue_head>,
 }
 
 // SAFETY: The value moves to another thread in `close`, and is shared in between.
@@ -58,27 +94,97 @@ impl<T> Gate<T> {
             value: UnsafeCell::new(MaybeUninit::new(value)),
             lock <- new_mutex!(()),
             left <- new_condvar!(),
+            // SAFETY: The slot is valid and pinned, and name and key are statics.
+            waiters <- Opaque::ffi_init(|slot| unsafe {
+                bindings::__init_waitqueue_head(
+                    slot,
+                    c"Gate::waiters".as_char_ptr(),
+                    static_lock_class!().as_ptr(),
+                )
+            }),
         })
     }
 
-    /// Uses the value, unless the gate has been closed.
-    ///
-    /// Whoever closes it waits until the guard is dropped, so the guard's holder must not wait for
-    /// something that closing holds up.
+    /// Uses the value, if the gate is open.
     pub(crate) fn enter(&self) -> Option<Inside<'_, T>> {
-        // INVARIANT: Counted before the look at the flag, so that `close` either is seen here or
-        // sees us.
+        self.admit().ok()
+    }
+
+    /// [`Gate::admit`], with the errno for it.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the gate is closed, `EAGAIN` while it is suspended.
+    pub(crate) fn enter_now(&self) -> Result<Inside<'_, T>> {
+        self.admit().map_err(|shut| match shut {
+            Shut::Suspended => EAGAIN,
+            Shut::Closed => ENODEV,
+        })
+    }
+
+    /// Uses the value, or tells why that is not possible.
+    ///
+    /// Whoever suspends or closes the gate waits until the guard is dropped, so the guard's holder
+    /// must not wait for something that either holds up, such as a page fault on memory behind
+    /// another gate.
+    pub(crate) fn admit(&self) -> Result<Inside<'_, T>, Shut> {
+        // INVARIANT: Counted before the look at the flags, so that `suspend` and `close` either are
+        // seen here or see us.
         let before = self.users.fetch_add(1, Full);
-        if before >= CLOSED {
-            self.leave();
-            return None;
+        if before < SUSPENDED {
+            return Ok(Inside(self));
         }
-        Some(Inside(self))
+        self.leave();
+        Err(if before < CLOSED {
+            Shut::Suspended
+        } else {
+            Shut::Closed
+        })
+    }
+
+    /// Sleeps as long as the gate is suspended and not closed. A `freezable` caller holds no lock.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` when the calling task is killed.
+    pub(crate) fn wait(&self, freezable: bool) -> Result {
+        // SAFETY: The queue was initialised by `new`, the word is ours, and both stay as long as
+        // `self` is borrowed.
+        let woken = unsafe {
+            shim::barbuf_helper_wait_between(
+                self.waiters.get(),
+                self.users.as_ptr(),
+                SUSPENDED,
+                CLOSED,
+                freezable,
+            )
+        };
+        if woken {
+            Ok(())
+        } else {
+            Err(EINTR)
+        }
+    }
+
+    /// [`Gate::admit`], after [`Gate::wait`] as often as is needed.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the gate is closed, `EINTR` when the calling task is killed.
+    pub(crate) fn admit_patiently(&self) -> Result<Inside<'_, T>> {
+        loop {
+            match self.admit() {
+                Ok(inside) => return Ok(inside),
+                Err(Shut::Closed) => return Err(ENODEV),
+                Err(Shut::Suspended) => self.wait(false)?,
+            }
+        }
     }
 
     fn leave(&self) {
-        if self.users.fetch_sub(1, Full) == CLOSED + 1 {
-            // Taking the lock keeps the wake-up from falling between the closer's look at the count
+        let after = self.users.fetch_sub(1, Full).wrapping_sub(1);
+        if after >= SUSPENDED && after & COUNT == 0 {
+            // Taking the lock keeps the wake-up from falling between the other's look at the count
             // and its sleep.
             let _lock = self.lock.lock();
             self.left.notify_all();
@@ -87,7 +193,43 @@ impl<T> Gate<T> {
 
     /// Whether the gate has been closed.
     pub(crate) fn is_closed(&self) -> bool {
-        self.users.load(kernel::sync::atomic::Acquire) >= CLOSED
+        self.users.load(Acquire) >= CLOSED
+    }
+
+    /// Whether the gate is neither suspended nor closed.
+    pub(crate) fn is_open(&self) -> bool {
+        self.users.load(Acquire) < SUSPENDED
+    }
+
+    /// Turns users away until [`Gate::resume`], and waits until nobody is inside. Sleeps.
+    ///
+    /// Returns whether the gate was open.
+    pub(crate) fn suspend(&self) -> bool {
+        let mut lock = self.lock.lock();
+        if !self.is_open() {
+            return false;
+        }
+        // INVARIANT: Suspended from here on.
+        self.users.fetch_add(SUSPENDED, Full);
+        while self.users.load(Acquire) & COUNT != 0 {
+            self.left.wait(&mut lock);
+        }
+        true
+    }
+
+    /// Ends what [`Gate::suspend`] began, if it did.
+    pub(crate) fn resume(&self) {
+        let _lock = self.lock.lock();
+        if self.users.load(Acquire) & SUSPENDED != 0 {
+            // INVARIANT: Not suspended from here on.
+            self.users.fetch_sub(SUSPENDED, Full);
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // SAFETY: The queue was initialised by `new`.
+        unsafe { shim::barbuf_helper_wake_all(self.waiters.get()) };
     }
 
     /// Closes the gate, waits until nobody is inside, and returns the value.
@@ -98,8 +240,10 @@ impl<T> Gate<T> {
         if self.is_closed() {
             return None;
         }
+        // INVARIANT: Closed from here on.
         self.users.fetch_add(CLOSED, Full);
-        while self.users.load(kernel::sync::atomic::Acquire) != CLOSED {
+        self.wake();
+        while self.users.load(Acquire) & COUNT != 0 {
             self.left.wait(&mut lock);
         }
         // SAFETY: The lock and the flag let only one caller come here. All users have left, and

@@ -131,7 +131,7 @@ const STEP: usize = 64 << 10;
 ///
 /// # Errors
 ///
-/// `ENODEV` as soon as `stop` says so, `EINTR` when the calling task is killed: some bytes are
+/// `EAGAIN` as soon as `stop` says so, `EINTR` when the calling task is killed: some bytes are
 /// written then and some not. `ENOMEM`.
 pub(crate) fn zero(physical: Range, write_combining: bool, stop: impl Fn() -> bool) -> Result {
     let mut at = physical.start();
@@ -149,7 +149,7 @@ pub(crate) fn zero(physical: Range, write_combining: bool, stop: impl Fn() -> bo
             done = done.saturating_add(step);
             result = access::breathe();
             if stop() {
-                result = Err(ENODEV);
+                result = Err(EAGAIN);
             }
         }
         drop(mapping);

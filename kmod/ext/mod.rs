@@ -20,7 +20,9 @@ pub(crate) mod p2pdma;
 pub(crate) mod pagemap;
 pub(crate) mod pci;
 pub(crate) mod pool;
+pub(crate) mod recovery;
 pub(crate) mod trace;
+pub(crate) mod vendor;
 pub(crate) mod vma;
 
 mod shim;

@@ -48,6 +48,34 @@ pub(crate) struct BarFacts {
 }
 
 impl BarFacts {
+    /// Those of a BAR that does not exist.
+    pub(crate) const ABSENT: Self = Self {
+        start: 0,
+        len: 0,
+        memory: false,
+        prefetchable: false,
+        unassigned: false,
+    };
+
+    /// Whether some driver has claimed all of `range`, which is relative to the BAR.
+    pub(crate) fn is_claimed(&self, range: Range) -> bool {
+        let Some(start) = self.start.checked_add(range.start()) else {
+            return false;
+        };
+        let busy = bindings::IORESOURCE_MEM | bindings::IORESOURCE_BUSY;
+        // SAFETY: Looks at the tree of resources, under its lock.
+        let found = unsafe {
+            bindings::region_intersects(
+                start,
+                range.len() as usize,
+                busy as usize,
+                bindings::IORES_DESC_NONE as usize,
+            )
+        };
+        // CAST: A small number.
+        found == bindings::REGION_INTERSECTS as i32
+    }
+
     /// Its addresses; `None` when it has none.
     pub(crate) fn range(&self) -> Option<Range> {
         Range::new(self.start, self.len).ok()
@@ -74,6 +102,15 @@ impl Function {
     /// Wraps the device that a driver is bound to.
     pub(crate) fn new(device: ARef<pci::Device>) -> Self {
         Self(device)
+    }
+
+    /// # Safety
+    ///
+    /// `pdev` must be a live PCI function.
+    pub(super) unsafe fn from_raw(pdev: *mut bindings::pci_dev) -> Self {
+        // SAFETY: Alive by the caller's promise, and `pci::Device` is a transparent wrapper.
+        let device: &pci::Device = unsafe { &*pdev.cast() };
+        Self(device.into())
     }
 
     /// # Safety
@@ -300,8 +337,24 @@ impl Function {
     pub(crate) fn enable_memory(&self) -> Result<Enabled> {
         // SAFETY: The function is alive.
         to_result(unsafe { bindings::pci_enable_device_mem(self.as_raw()) })?;
+        // What a failed link is brought back to. Only reads, and failing means that there is less to
+        // bring back.
+        // SAFETY: The function is alive.
+        unsafe { bindings::pci_save_state(self.as_raw()) };
         // INVARIANT: Just enabled.
         Ok(Enabled(self.clone()))
+    }
+
+    /// Whether a driver is bound to it, or about to be. The caller keeps that from changing.
+    pub(crate) fn has_driver(&self) -> bool {
+        // SAFETY: The function is alive, and the field one word.
+        unsafe { !core::ptr::read_volatile(&raw const (*self.as_raw()).dev.driver).is_null() }
+    }
+
+    /// Says in the log, and not too often, that its driver refuses an export.
+    pub(crate) fn log_refusal(&self, error: Error) {
+        // SAFETY: The function is alive.
+        unsafe { shim::barbuf_helper_pci_refused(self.as_raw(), error.to_errno()) };
     }
 
     /// Claims BAR `index`, so that no other driver, no sysfs file and no /dev/mem maps it.

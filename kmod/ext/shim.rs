@@ -21,6 +21,8 @@ extern "C" {
     pub(super) fn barbuf_helper_vma_set_cache(vma: *mut bindings::vm_area_struct, wc: bool);
     pub(super) fn barbuf_helper_vma_start_write(vma: *mut bindings::vm_area_struct);
 
+    pub(super) fn barbuf_helper_release_fault_lock(vmf: *mut bindings::vm_fault);
+
     pub(super) fn barbuf_helper_pfn_folio(pfn: c_ulong) -> *mut bindings::folio;
     pub(super) fn barbuf_helper_folio_in_use(folio: *mut bindings::folio) -> bool;
     pub(super) fn barbuf_helper_folio_set_in_use(folio: *mut bindings::folio, in_use: bool);
@@ -45,6 +47,15 @@ extern "C" {
     pub(super) fn barbuf_helper_eventfd_signal(ctx: *mut bindings::eventfd_ctx);
     pub(super) fn barbuf_helper_fatal_signal_pending() -> bool;
     pub(super) fn barbuf_helper_cond_resched();
+
+    pub(super) fn barbuf_helper_wait_between(
+        queue: *mut bindings::wait_queue_head,
+        word: *const i64,
+        low: i64,
+        high: i64,
+        freezable: bool,
+    ) -> bool;
+    pub(super) fn barbuf_helper_wake_all(queue: *mut bindings::wait_queue_head);
 
     pub(super) fn barbuf_helper_pci_resource_flags(
         pdev: *mut bindings::pci_dev,
@@ -99,6 +110,8 @@ extern "C" {
     pub(super) fn barbuf_helper_iosys_map_get(map: *mut bindings::iosys_map) -> *mut c_void;
 
     pub(super) fn barbuf_helper_drain();
+    pub(super) fn barbuf_helper_pci_refused(pdev: *mut bindings::pci_dev, error: c_int);
+
     pub(super) fn barbuf_helper_memset_io(dst: *mut c_void, value: c_int, len: usize);
 
     pub(super) fn barbuf_helper_trace_export(

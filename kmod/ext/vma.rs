@@ -62,12 +62,34 @@ impl Outcome {
     }
 }
 
+/// Something that a fault can wait for.
+pub(crate) trait Obstacle: Send + Sync + 'static {
+    /// Sleeps until it is gone. A `freezable` caller holds no lock.
+    ///
+    /// # Errors
+    ///
+    /// Any, when the calling task is killed.
+    fn wait(&self, freezable: bool) -> Result;
+}
+
+/// What a fault handler wants to happen.
+pub(crate) enum Verdict<O> {
+    /// This is the answer.
+    Done(Outcome),
+    /// The fault is to be tried again when this is gone.
+    Blocked(Arc<O>),
+}
+
 /// What stands behind the VMAs of one `mmap` call, and of those that fork and splitting make of them.
 pub(crate) trait Area: Send + Sync + Sized + 'static {
+    /// What can be in a fault's way.
+    type Obstacle: Obstacle;
+
     /// Puts an entry of exactly the order of `fault` in place.
     ///
-    /// Called with the mmap lock or the VMA lock held for reading; may sleep.
-    fn fault(&self, fault: &Fault<'_>) -> Outcome;
+    /// Called with the mmap lock or the VMA lock held for reading; may sleep. Long waits belong into
+    /// the [`Obstacle`], because the lock is given up for that where the kernel allows it.
+    fn fault(&self, fault: &Fault<'_>) -> Verdict<Self::Obstacle>;
 
     /// Whether the VMA may be split at address `at`, which lies inside and on a page.
     ///
@@ -565,14 +587,38 @@ impl<T: Area> Ops<T> {
     ///
     /// `vmf` must be a fault on a VMA of ours that is being handled, at this order.
     unsafe fn handle(vmf: *mut bindings::vm_fault, order: PageOrder) -> bindings::vm_fault_t {
-        let fault = Fault {
-            vmf,
-            order,
-            _lifetime: PhantomData,
-        };
-        // SAFETY: The VMA is one of ours and stays open while a fault on it is handled.
-        let area = unsafe { Self::area((*vmf).__bindgen_anon_1.vma) };
-        area.deref().fault(&fault).0
+        loop {
+            let fault = Fault {
+                vmf,
+                order,
+                _lifetime: PhantomData,
+            };
+            // SAFETY: The VMA is one of ours and stays open while a fault on it is handled.
+            let area = unsafe { Self::area((*vmf).__bindgen_anon_1.vma) };
+            let obstacle = match area.deref().fault(&fault) {
+                Verdict::Done(outcome) => return outcome.0,
+                Verdict::Blocked(obstacle) => obstacle,
+            };
+            // SAFETY: The fault is valid.
+            let flags = unsafe { (*vmf).flags };
+            let has = |flag: bindings::fault_flag| flags & flag != 0;
+            if has(bindings::fault_flag_FAULT_FLAG_ALLOW_RETRY) {
+                if !has(bindings::fault_flag_FAULT_FLAG_RETRY_NOWAIT) {
+                    // SAFETY: The handler was called with this lock held, and the answer below tells
+                    // the kernel that it is not any more. From here on the VMA may be gone: neither
+                    // it nor `area` is used again, and the obstacle is a reference of our own.
+                    unsafe { shim::barbuf_helper_release_fault_lock(vmf) };
+                    // A fault of user code holds no lock now. The kernel itself looks whether the
+                    // task was killed before it tries again.
+                    let _ = obstacle.wait(has(bindings::fault_flag_FAULT_FLAG_USER));
+                }
+                return bindings::vm_fault_reason_VM_FAULT_RETRY;
+            }
+            // The caller keeps its lock, so this has to wait with it.
+            if obstacle.wait(false).is_err() {
+                return Outcome::SIGBUS.0;
+            }
+        }
     }
 
     /// # Safety

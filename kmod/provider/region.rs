@@ -5,16 +5,24 @@
 use crate::{
     copy::errno,
     ext::{
-        pci::BarFacts,
+        pci::{
+            BarFacts,
+            Function, //
+        },
         vma, //
     },
     pure::{
+        exclude,
         export,
         order::{
             self,
             PageOrder, //
         },
-        range::Range, //
+        range::Range,
+        vendor::{
+            self,
+            Wish, //
+        }, //
     }, //
 };
 use kernel::prelude::*;
@@ -32,6 +40,20 @@ pub(crate) struct Region {
 }
 
 impl Region {
+    /// What the function's own driver has registered as `wish`, which was found to be `stretch`.
+    pub(super) fn registered(
+        bar: &BarFacts,
+        wish: &Wish,
+        stretch: Range,
+        pages: bool,
+    ) -> Result<Self> {
+        let pages = pages && wish.flags & vendor::PAGES != 0;
+        let mut region = Self::new(wish.bar, bar, stretch, pages)?;
+        region.facts.memory_only = wish.flags & vendor::MEMORY_ONLY != 0;
+        region.facts.prefetchable = vendor::allows_write_combining(wish);
+        Ok(region)
+    }
+
     pub(super) fn new(index: u32, bar: &BarFacts, stretch: Range, pages: bool) -> Result<Self> {
         let start = bar.start.checked_add(stretch.start()).ok_or(EINVAL)?;
         let physical = Range::new(start, stretch.len()).map_err(errno)?;
@@ -58,6 +80,26 @@ impl Region {
             },
         })
     }
+}
+
+/// The pages of `function` that are never exported.
+///
+/// # Errors
+///
+/// `ENODEV` when its configuration space cannot be read.
+pub(crate) fn exclusions(function: &Function) -> Result<exclude::Function> {
+    let registers = function.msix()?;
+    Ok(exclude::Function {
+        header_type: function.header_type(),
+        registers: [
+            registers.first().copied().flatten(),
+            registers.last().copied().flatten(),
+            function
+                .is_nvme()
+                .then(|| exclude::nvme(15, 65536))
+                .flatten(),
+        ],
+    })
 }
 
 /// The largest leaf that fits into memory and that this machine has.

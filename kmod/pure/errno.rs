@@ -38,6 +38,8 @@ pub enum Errno {
     EBADFD = 77,
     /// Correct, but this region, device or kernel does not offer it.
     EOPNOTSUPP = 95,
+    /// The function's own driver, which has registered the region, refused.
+    ECONNREFUSED = 111,
 }
 
 impl Errno {

@@ -39,3 +39,4 @@ pub mod range;
 pub mod route;
 pub mod size_first;
 pub mod state;
+pub mod vendor;

@@ -78,6 +78,8 @@
  * EINTR                   a fatal signal ended a long operation; nothing
  *                         was exported
  * EEXIST                  the function is a provider already
+ * ECONNREFUSED            the function's own driver, which has registered the
+ *                         region, refused; the kernel log has its reason
  * ======================  ====================================================
  */
 

@@ -27,7 +27,7 @@ pub(crate) const SUITE: Suite = Suite {
 
 /// The second door: the node shows a buffer, or a part of it, at its cookie, for whoever opened the
 /// node.
-fn the_node_maps_at_a_cookie(ctx: &Ctx) -> Result<()> {
+pub(crate) fn the_node_maps_at_a_cookie(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let other = provider.reopen()?;
     for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {

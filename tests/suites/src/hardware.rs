@@ -34,13 +34,13 @@ const COMMAND: u64 = 4;
 const MEMORY: u16 = 2;
 
 /// Clears the bit in a function's command register until it is dropped.
-struct Deaf {
+pub(crate) struct Deaf {
     config: File,
     before: u16,
 }
 
 impl Deaf {
-    fn new(function: &Function) -> Result<Deaf> {
+    pub(crate) fn new(function: &Function) -> Result<Deaf> {
         let config = File::options()
             .read(true)
             .write(true)

@@ -105,7 +105,7 @@ fn direct_io_in_flight_while_revoked(ctx: &Ctx) -> Result<()> {
 }
 
 /// R16: O_DIRECT in flight during unbind.
-fn direct_io_in_flight_while_unbound(ctx: &Ctx) -> Result<()> {
+pub(crate) fn direct_io_in_flight_while_unbound(ctx: &Ctx) -> Result<()> {
     for seed in 1..6 {
         take_away_while_reading(ctx, seed * 9, |provider, _| provider.function.unbind())?;
     }

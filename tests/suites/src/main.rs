@@ -35,10 +35,12 @@ mod posted;
 mod provoke;
 mod races;
 mod recall;
+mod reset;
 mod revoke;
 mod route;
 mod smoke;
 mod support;
+mod vendor;
 mod vmops;
 
 use std::process::ExitCode;
@@ -63,6 +65,8 @@ const SUITES: &[Suite] = &[
     posted::SUITE,
     revoke::SUITE,
     inflight::SUITE,
+    reset::SUITE,
+    vendor::SUITE,
     adopt::SUITE,
     route::SUITE,
     import::SUITE,

@@ -55,7 +55,7 @@ pub(crate) fn unless_pages_do_not_fit(
 
 /// A congruent mapping gets the largest leaves that the buffer allows, and nothing smaller beside
 /// them.
-fn largest_leaves_are_used(ctx: &Ctx) -> Result<()> {
+pub(crate) fn largest_leaves_are_used(ctx: &Ctx) -> Result<()> {
     for (backing, shift, len) in SHAPES {
         // Bound anew for each size of page: they are made once for a provider.
         let provider = Provider::bind(ctx.npu(0)?)?;
@@ -88,7 +88,7 @@ fn largest_leaves_are_used(ctx: &Ctx) -> Result<()> {
 }
 
 /// A fault puts in the leaves beside its own as well: fewer faults than leaves.
-fn one_fault_fills_its_neighbours(ctx: &Ctx) -> Result<()> {
+pub(crate) fn one_fault_fills_its_neighbours(ctx: &Ctx) -> Result<()> {
     for (backing, shift, len) in SHAPES {
         if shift == BARBUF_PAGE_SHIFT_4K {
             continue;
@@ -153,7 +153,7 @@ fn an_address_that_is_not_congruent_gets_smaller_leaves(ctx: &Ctx) -> Result<()>
 }
 
 /// A window that begins and ends inside 1 GiB leaves has large leaves in its middle only.
-fn a_window_inside_a_leaf_gets_smaller_leaves(ctx: &Ctx) -> Result<()> {
+pub(crate) fn a_window_inside_a_leaf_gets_smaller_leaves(ctx: &Ctx) -> Result<()> {
     for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
         let provider = Provider::bind(ctx.npu(0)?)?;
         let buffer = provider
@@ -243,7 +243,7 @@ fn execution_is_refused(ctx: &Ctx) -> Result<()> {
 }
 
 /// R13: write access comes and goes with mprotect, over leaves of any size.
-fn protection_follows_mprotect(ctx: &Ctx) -> Result<()> {
+pub(crate) fn protection_follows_mprotect(ctx: &Ctx) -> Result<()> {
     for (backing, shift, len) in SHAPES {
         let provider = Provider::bind(ctx.npu(0)?)?;
         let buffer = provider
@@ -280,7 +280,7 @@ fn protection_follows_mprotect(ctx: &Ctx) -> Result<()> {
 }
 
 /// R19: random windows show the bytes that a model says, at their first, last and some other page.
-fn windows_agree_with_a_model(ctx: &Ctx) -> Result<()> {
+pub(crate) fn windows_agree_with_a_model(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 64 * MIB;
     const WINDOWS: u64 = 64;
     let provider = Provider::bind(ctx.npu(0)?)?;
@@ -392,7 +392,7 @@ fn two_mappings_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
 }
 
 /// What was written through one backing and cache mode is read through every other.
-fn another_backing_and_cache_mode_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
+pub(crate) fn another_backing_and_cache_mode_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 256 * KIB;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let modes = [
@@ -419,7 +419,7 @@ fn another_backing_and_cache_mode_show_the_same_bytes(ctx: &Ctx) -> Result<()> {
 }
 
 /// The second path to the bytes: the host, which has the same memory without any driver between.
-fn the_host_sees_what_was_written(ctx: &Ctx) -> Result<()> {
+pub(crate) fn the_host_sees_what_was_written(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 64 * KIB;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let region = main_region(&provider.node.info()?)?;

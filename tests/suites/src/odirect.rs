@@ -99,7 +99,7 @@ fn whole(what: &str, answer: Result<u64, Errno>, len: u64) -> Result<()> {
 }
 
 /// Reads from the drive itself land in the memory at each place, in each size.
-fn raw_drive_to_memory(ctx: &Ctx) -> Result<()> {
+pub(crate) fn raw_drive_to_memory(ctx: &Ctx) -> Result<()> {
     let drive = open_direct(&block_device(ctx.nvme(0)?)?)?;
     let all = All::new(ctx)?;
     for size in SIZES {
@@ -127,7 +127,7 @@ fn raw_drive_to_memory(ctx: &Ctx) -> Result<()> {
 }
 
 /// Writes to the drive itself carry the memory's bytes.
-fn memory_to_raw_drive(ctx: &Ctx) -> Result<()> {
+pub(crate) fn memory_to_raw_drive(ctx: &Ctx) -> Result<()> {
     let drive = open_direct(&block_device(ctx.nvme(0)?)?)?;
     let all = All::new(ctx)?;
     for size in SIZES {
@@ -159,7 +159,7 @@ fn memory_to_raw_drive(ctx: &Ctx) -> Result<()> {
 }
 
 /// The same through a file of ext4, which was written in the ordinary way, and back into another.
-fn ext4_to_memory_and_back(ctx: &Ctx) -> Result<()> {
+pub(crate) fn ext4_to_memory_and_back(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 24 * MIB;
     if ctx.modules().has("ext4") {
         ctx.modules().load("ext4", "")?;
@@ -233,7 +233,7 @@ fn smaller_pages_work_too(ctx: &Ctx) -> Result<()> {
 }
 
 /// R16: without struct pages each size is EFAULT, both ways, and neither side has changed.
-fn without_struct_pages_it_is_efault(ctx: &Ctx) -> Result<()> {
+pub(crate) fn without_struct_pages_it_is_efault(ctx: &Ctx) -> Result<()> {
     let drive = open_direct(&block_device(ctx.nvme(0)?)?)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffer = provider.node.export(&Export::at(0, 2 * GIB))?;

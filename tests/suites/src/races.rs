@@ -161,7 +161,7 @@ fn reuse(
 }
 
 /// L10: threads fault all over a buffer while its driver is unbound; 30 times.
-fn faults_against_unbind(ctx: &Ctx) -> Result<()> {
+pub(crate) fn faults_against_unbind(ctx: &Ctx) -> Result<()> {
     for round in 0..30u64 {
         let provider = Provider::bind(ctx.npu(0)?)?;
         let backing = (round % 2) as u32;

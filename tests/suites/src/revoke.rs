@@ -80,7 +80,7 @@ fn is_deserted(node: &Node, buffer: &Buffer) -> Result<()> {
 
 /// R28: after the ioctl every leaf is gone at once, the event has come once, and the bytes belong
 /// to the next owner.
-fn revoke_takes_every_leaf(ctx: &Ctx) -> Result<()> {
+pub(crate) fn revoke_takes_every_leaf(ctx: &Ctx) -> Result<()> {
     for (backing, shift, len) in SHAPES {
         let provider = Provider::bind(ctx.npu(0)?)?;
         let event = Event::new()?;
@@ -131,7 +131,7 @@ fn revoke_takes_every_leaf(ctx: &Ctx) -> Result<()> {
 }
 
 /// Another buffer, even over the same bytes, does not notice.
-fn revoke_leaves_others_alone(ctx: &Ctx) -> Result<()> {
+pub(crate) fn revoke_leaves_others_alone(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
         let wanted = Export::at(0, GIB).backing(backing).shared();
@@ -256,7 +256,7 @@ fn revoke_names_each_error(ctx: &Ctx) -> Result<()> {
 }
 
 /// REVOKE_ON_CLOSE: the exporter's own open file counts, to its last copy, and no other.
-fn closing_the_node_revokes_if_asked(ctx: &Ctx) -> Result<()> {
+pub(crate) fn closing_the_node_revokes_if_asked(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let node = provider.reopen()?;
     let event = Event::new()?;
@@ -343,7 +343,7 @@ fn a_new_provider_works(
 }
 
 /// R1: unbinding does not wait for anybody who maps.
-fn unbind_revokes(ctx: &Ctx) -> Result<()> {
+pub(crate) fn unbind_revokes(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffers = both_backings(&provider)?;
     within(PROMPT, "unbind", || provider.function.unbind())??;
@@ -359,7 +359,7 @@ fn unbind_revokes(ctx: &Ctx) -> Result<()> {
 
 /// R2: the device is bound again while all descriptors and mappings of before are open; they are
 /// closed late.
-fn rebind_with_old_descriptors_open(ctx: &Ctx) -> Result<()> {
+pub(crate) fn rebind_with_old_descriptors_open(ctx: &Ctx) -> Result<()> {
     let first = Provider::bind(ctx.npu(0)?)?;
     let buffers = both_backings(&first)?;
     for _ in 0..3 {
@@ -383,7 +383,7 @@ fn all_is_dead_silently(buffers: &[(Buffer, Mapping, Event)]) -> Result<()> {
 }
 
 /// R4: removal through sysfs, and finding the device again.
-fn removal_and_rescan(ctx: &Ctx) -> Result<()> {
+pub(crate) fn removal_and_rescan(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffers = both_backings(&provider)?;
     within(PROMPT, "remove", || provider.function.remove())??;
@@ -396,7 +396,7 @@ fn removal_and_rescan(ctx: &Ctx) -> Result<()> {
 }
 
 /// R3: the device is pulled while it is mapped, and plugged in again.
-fn hot_unplug(ctx: &Ctx) -> Result<()> {
+pub(crate) fn hot_unplug(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffers = both_backings(&provider)?;
     ctx.host(HostOp::DeviceDel { id: "npu0".into() })?;

@@ -146,7 +146,7 @@ fn munmap_of_whole_leaves(ctx: &Ctx) -> Result<()> {
 
 /// R12, kernel defect 1: a part of a leaf is unmapped. The stock kernel alone would crash with
 /// leaves of 1 GiB.
-fn munmap_inside_a_leaf(ctx: &Ctx) -> Result<()> {
+pub(crate) fn munmap_inside_a_leaf(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
         let Some((at, len)) = case.cut() else {
             return Ok(());
@@ -269,7 +269,7 @@ fn mremap_moves_to_a_congruent_address(ctx: &Ctx) -> Result<()> {
 
 /// R11: a move to an address that fits 4 KiB only. With page backing it may be refused, and then
 /// nothing has moved.
-fn mremap_moves_to_any_address(ctx: &Ctx) -> Result<()> {
+pub(crate) fn mremap_moves_to_any_address(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
         let len = case.map.len();
         let to = Room::new(len, case.buffer.raw.out_phys_class + PAGE, GIB)?;
@@ -340,7 +340,7 @@ fn mremap_does_not_grow_or_copy(ctx: &Ctx) -> Result<()> {
 
 /// R10: a child has the same memory, whether the parent had touched it or not, and may end in any
 /// order.
-fn fork_before_and_after_the_first_touch(ctx: &Ctx) -> Result<()> {
+pub(crate) fn fork_before_and_after_the_first_touch(ctx: &Ctx) -> Result<()> {
     each_shape(ctx, |case| {
         let untouched = Mapping::whole(case.buffer)?;
         let last = case.map.len() - 8;

@@ -21,6 +21,7 @@ pub(crate) mod pattern;
 pub(crate) mod pci;
 pub(crate) mod process;
 pub(crate) mod touch;
+pub(crate) mod vendor;
 pub(crate) mod vfio;
 
 pub(crate) const KIB: u64 = 1 << 10;

@@ -8,11 +8,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use barbuf_guest::protocol::Device;
+use barbuf_guest::protocol::{Device, DeviceKind};
 use barbuf_guest::sysfs;
 
 use super::node::Node;
 use super::process::scaled;
+use super::vendor;
 use crate::support::{Bar, bars_of};
 
 /// How long a node or a driver may take to appear or go, on an emulated machine.
@@ -80,7 +81,7 @@ impl Function {
         if !self.dir().exists() {
             return Ok(());
         }
-        if self.driver().as_deref() == Some("barbuf") {
+        if matches!(self.driver().as_deref(), Some("barbuf" | vendor::DRIVER)) {
             self.unbind()?;
         }
         sysfs::write(self.dir().join("driver_override"), "\n")?;
@@ -136,12 +137,27 @@ enum How {
 }
 
 impl Provider {
-    /// Binds barbuf to a device.
+    /// Binds barbuf to a device; or the sample driver, within [`vendor::instead`].
     pub(crate) fn bind(device: &Device) -> Result<Provider> {
+        let is_npu = matches!(device.kind, DeviceKind::Npu { .. });
+        let driver = if vendor::steps_in() && is_npu {
+            vendor::DRIVER
+        } else {
+            "barbuf"
+        };
+        Provider::bind_to(device, driver)
+    }
+
+    /// Binds the sample driver, which must be loaded and registers the device's memory.
+    pub(crate) fn register(device: &Device) -> Result<Provider> {
+        Provider::bind_to(device, vendor::DRIVER)
+    }
+
+    fn bind_to(device: &Device, driver: &str) -> Result<Provider> {
         let function = Function::of(device)?;
-        if function.driver().as_deref() != Some("barbuf") {
+        if function.driver().as_deref() != Some(driver) {
             function.unbind()?;
-            function.bind("barbuf")?;
+            function.bind(driver)?;
         }
         Provider::open(function, How::Bound)
     }

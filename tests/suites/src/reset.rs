@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The device goes away for a while and comes back: function and bus resets, system sleep, failed
+//! links. And what an adopted function, whose driver does not tell anybody, does in a reset.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use barbuf_guest::protocol::HostOp;
+use barbuf_guest::sysfs;
+use serde_json::json;
+
+use crate::kit::pattern::word;
+use crate::kit::pci::{Function, wait_until};
+use crate::kit::prelude::*;
+use crate::kit::process::{PROMPT, within};
+
+pub(crate) const SUITE: Suite = Suite {
+    name: "reset",
+    tests: &[
+        test!(a_bus_reset_brings_everything_back).timeout(60),
+        test!(nobody_notices_a_reset_but_by_waiting).timeout(120),
+        test!(a_revoked_buffer_stays_revoked_in_a_reset).timeout(60),
+        test!(sleep_brings_everything_back).timeout(120),
+        test!(a_failed_link_recovers).timeout(60),
+        test!(an_adopted_function_is_not_told).timeout(60),
+    ],
+};
+
+/// Resets a function by the way that the kernel offers for it, and says which.
+pub(crate) fn reset(function: &Function) -> Result<String> {
+    let method = sysfs::read(function.dir().join("reset_method")).unwrap_or_default();
+    ensure!(
+        !method.is_empty(),
+        "the kernel knows no way to reset {}",
+        function.bdf
+    );
+    sysfs::write(function.dir().join("reset"), "1")
+        .with_context(|| format!("resetting {} ({method})", function.bdf))?;
+    Ok(method)
+}
+
+/// A mapped buffer of each backing, with a pattern in every leaf.
+fn both(provider: &Provider) -> Result<[(Buffer, Mapping); 2]> {
+    let make = |at, backing| {
+        let buffer = provider
+            .node
+            .export(&Export::at(at, 2 * GIB).backing(backing))?;
+        let map = Mapping::whole(&buffer)?;
+        for leaf in 0..2 {
+            ensure!(map.store(leaf * GIB, word(5, at + leaf)) == Ok(()));
+        }
+        Ok((buffer, map))
+    };
+    Ok([
+        make(0, BARBUF_BACKING_PFN)?,
+        make(2 * GIB, BARBUF_BACKING_PAGE)?,
+    ])
+}
+
+/// The state, the generation and the number of leaves that faults have put in place.
+fn condition(provider: &Provider, buffer: &Buffer) -> Result<(u32, u64, u64)> {
+    let raw = provider.node.query(buffer)?.raw;
+    Ok((raw.out_state, raw.out_generation, raw.out_faults_1g))
+}
+
+/// Everything is as before, but in a later generation, and mapped anew.
+fn is_back(provider: &Provider, buffers: &[(Buffer, Mapping)], generation: u64) -> Result<()> {
+    for (at, (buffer, map)) in (0..).step_by(2).zip(buffers) {
+        let (state, now, leaves) = condition(provider, buffer)?;
+        ensure!(
+            (state, now) == (BARBUF_STATE_LIVE, generation),
+            "state {state}, generation {now}, should be {generation}"
+        );
+        for leaf in 0..2 {
+            let (is, should) = (map.load(leaf * GIB), word(5, at * GIB + leaf));
+            ensure!(is == Ok(should), "leaf {leaf}: {is:x?} and not {should:#x}");
+        }
+        let after = condition(provider, buffer)?.2;
+        ensure!(
+            after == leaves + 2,
+            "{leaves} leaves before the touch, {after} after: nothing had been unmapped"
+        );
+    }
+    Ok(())
+}
+
+/// R5, R6: a reset through sysfs, twice, with mappings of both backings.
+pub(crate) fn a_bus_reset_brings_everything_back(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffers = both(&provider)?;
+    let before = provider.function.bar(2)?;
+    for generation in [2, 3] {
+        let method = within(PROMPT, "the reset", || reset(&provider.function))??;
+        ctx.note(format!("reset by {method}"));
+        let after = provider.function.bar(2)?;
+        ensure!(before.start == after.start, "{before:?} became {after:?}");
+        is_back(&provider, &buffers, generation)?;
+    }
+    // And exports go on.
+    let next = provider.node.export(&Export::any(GIB))?;
+    ensure!(Mapping::whole(&next)?.load(0).is_ok());
+    Ok(())
+}
+
+/// A reset while four threads touch: none of them gets a signal or a wrong value, and the state was
+/// seen as suspended.
+pub(crate) fn nobody_notices_a_reset_but_by_waiting(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffers = both(&provider)?;
+    let (end, seen) = (AtomicBool::new(false), AtomicBool::new(false));
+    let touches = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let toucher = |index: usize| {
+            let (at, (_, map)) = (index as u64 % 2, &buffers[index % 2]);
+            while !end.load(Ordering::Relaxed) {
+                for leaf in 0..2 {
+                    let (is, should) = (map.load(leaf * GIB), word(5, 2 * at * GIB + leaf));
+                    ensure!(is == Ok(should), "{is:x?} and not {should:#x}");
+                    // A small part of it is mapped and unmapped by the way.
+                    let window = Window::new(leaf * GIB, PAGE);
+                    if at == 0 {
+                        let small = Mapping::new(&buffers[0].0, window, READ, Place::Congruent)?;
+                        let small = small.load(0);
+                        ensure!(small == Ok(should), "{small:x?} and not {should:#x}");
+                    }
+                    touches.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..4)
+            .map(|index| scope.spawn(move || toucher(index)))
+            .collect();
+        let watcher = scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                let (state, ..) = condition(&provider, &buffers[0].0)?;
+                if state == BARBUF_STATE_SUSPENDED {
+                    seen.store(true, Ordering::Relaxed);
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            anyhow::Ok(())
+        });
+        let mut outcome = Ok(());
+        for _ in 0..5 {
+            outcome = within(PROMPT, "the reset", || reset(&provider.function).map(drop))
+                .and_then(|result| result);
+            if outcome.is_err() {
+                break;
+            }
+            let before = touches.load(Ordering::Relaxed);
+            outcome = wait_until("a touch after the reset", || {
+                touches.load(Ordering::Relaxed) > before + 8
+                    || threads.iter().any(|thread| thread.is_finished())
+            });
+        }
+        end.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().expect("a thread that touches")?;
+        }
+        watcher.join().expect("the thread that watches")?;
+        outcome
+    })?;
+    ensure!(seen.into_inner(), "no QUERY saw the buffer suspended");
+    ensure!(
+        condition(&provider, &buffers[1].0)?.1 == 6,
+        "the generation"
+    );
+    Ok(())
+}
+
+/// What is revoked before a reset, or bound anew after it, does not come back with it.
+fn a_revoked_buffer_stays_revoked_in_a_reset(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let [(gone, gone_map), (kept, kept_map)] = both(&provider)?;
+    provider.node.revoke(&gone)?;
+    reset(&provider.function)?;
+    ensure!(gone_map.load(0) == Err(Fault::bus(gone_map.at(0))));
+    let (state, generation, _) = condition(&provider, &gone)?;
+    ensure!((state, generation) == (BARBUF_STATE_REVOKED, 2));
+    ensure!(kept_map.load(0) == Ok(word(5, 2 * GIB)));
+    let (state, generation, _) = condition(&provider, &kept)?;
+    ensure!((state, generation) == (BARBUF_STATE_LIVE, 2));
+    provider.node.revoke(&kept)?;
+    ensure!(kept_map.load(0) == Err(Fault::bus(kept_map.at(0))));
+    Ok(())
+}
+
+/// R22: the devices are put to sleep and woken up again, as far as this machine can.
+pub(crate) fn sleep_brings_everything_back(ctx: &Ctx) -> Result<()> {
+    let Ok(tests) = sysfs::read("/sys/power/pm_test") else {
+        return ctx.skip("this kernel has no /sys/power/pm_test");
+    };
+    ensure!(tests.contains("devices"), "{tests}");
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffers = both(&provider)?;
+    sysfs::write("/sys/power/pm_test", "devices")?;
+    let slept = sysfs::write("/sys/power/state", "freeze");
+    sysfs::write("/sys/power/pm_test", "none")?;
+    slept?;
+    is_back(&provider, &buffers, 2)
+}
+
+/// R33: a fatal error on the port above the function.
+fn a_failed_link_recovers(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffers = both(&provider)?;
+    let command = "pcie_aer_inject_error port-npu0 DLP";
+    let answer = ctx.host(HostOp::Qmp {
+        execute: "human-monitor-command".into(),
+        arguments: json!({ "command-line": command }),
+    })?;
+    ctx.note(format!("{command}: {answer}"));
+    wait_until("the recovery", || {
+        condition(&provider, &buffers[0].0)
+            .is_ok_and(|(state, generation, _)| state == BARBUF_STATE_REVOKED || generation == 2)
+    })?;
+    is_back(&provider, &buffers, 2)
+}
+
+/// An adopted function's driver handles its resets alone. What can be relied on: nothing breaks,
+/// the buffer keeps its bytes' place in the pool, and mappings stay as they are.
+fn an_adopted_function_is_not_told(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::adopt(ctx.nvme(0)?)?;
+    let buffer = provider.node.export(&Export::any(MIB))?;
+    let map = Mapping::whole(&buffer)?;
+    ensure!(map.store(0, 0x5ca1ab1e) == Ok(()));
+    let method = reset(&provider.function)?;
+    let raw = provider.node.query(&buffer)?.raw;
+    let (early, late) = (map.load(0), Mapping::whole(&buffer)?.load(0));
+    ctx.say(format!(
+        "adopted, reset by {method}: state {}, generation {}, old mapping {early:x?}, new {late:x?}",
+        raw.out_state, raw.out_generation
+    ));
+    ensure!((raw.out_state, raw.out_generation) == (BARBUF_STATE_LIVE, 1));
+    ensure!(
+        early == late,
+        "an old mapping shows {early:x?}, a new one {late:x?}"
+    );
+    ensure!(early.is_ok(), "{early:x?}");
+    let _ = fs::metadata("/dev/barbuf")?;
+    Ok(())
+}
