@@ -109,7 +109,7 @@ unsafe impl Calls for Fake {
         }
         data.nr_regions = self.regions;
         data.out_abi = BARBUF_ABI_VERSION;
-        data.out_capabilities = BARBUF_CAP_LEAF_1G | BARBUF_CAP_LEAF_2M | 1 << 40;
+        data.out_capabilities = BARBUF_CAP_LEAF_1G | BARBUF_CAP_LEAF_2M | (1 << 40);
         data.out_name[..NAME.len()].copy_from_slice(NAME.as_bytes());
         Ok(())
     }
@@ -140,12 +140,11 @@ unsafe impl Calls for Fake {
         data.out_page_shift = 30;
         let event = match data.eventfd {
             -1 => None,
-            // SAFETY: It lives as long as the call.
-            fd => Some(
-                unsafe { BorrowedFd::borrow_raw(fd) }
-                    .try_clone_to_owned()
-                    .map_err(|_| Errno::EBADF)?,
-            ),
+            fd => {
+                // SAFETY: The caller keeps its descriptor open for as long as this call.
+                let event = unsafe { BorrowedFd::borrow_raw(fd) };
+                Some(event.try_clone_to_owned().map_err(|_| Errno::EBADF)?)
+            }
         };
         let made = Made {
             file: file.try_clone().map_err(|_| Errno::EMFILE)?,
@@ -271,7 +270,7 @@ mod tests {
         assert_eq!(info.capabilities.largest_page(), PageSize::Size1G);
         assert!(!info.capabilities.page_backing());
         // What a newer module can do is not lost.
-        assert_ne!(info.capabilities.bits() & 1 << 40, 0);
+        assert_ne!(info.capabilities.bits() & (1 << 40), 0);
     }
 
     #[test]

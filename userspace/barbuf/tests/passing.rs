@@ -322,7 +322,7 @@ fn storm() {
                 scope.spawn(move || {
                     for n in 0..EACH {
                         let descriptor = Descriptor {
-                            tag: sender << 32 | n,
+                            tag: (sender << 32) | n,
                             ..Descriptor::default()
                         };
                         let buffer = buffer(4096 * (1 + sender));

@@ -33,7 +33,8 @@ pub(crate) enum Command {
     /// Build the module
     Modules(ModulesArgs),
     /// Build the command `barbuf`, with its manual pages and completions
-    Command,
+    #[command(name = "command")]
+    Product,
     /// Make a kernel ready and print where it lies
     Kernel(KernelArgs),
     /// Look for a newer kernel on the mirror

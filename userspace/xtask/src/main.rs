@@ -69,7 +69,7 @@ fn run(ctx: &Ctx, command: &Command) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Command => vm::command(ctx),
+        Command::Product => vm::command(ctx),
         Command::Update => {
             kernel::update(ctx)?;
             Ok(ExitCode::SUCCESS)

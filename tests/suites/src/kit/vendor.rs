@@ -41,7 +41,7 @@ impl Region {
             flags: MEMORY_ONLY | PAGES,
             offset,
             length,
-            caches: 1 << BARBUF_CACHE_UC | 1 << BARBUF_CACHE_WC,
+            caches: (1 << BARBUF_CACHE_UC) | (1 << BARBUF_CACHE_WC),
             reserved: 0,
         }
     }

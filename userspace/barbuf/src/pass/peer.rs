@@ -144,15 +144,15 @@ pub fn take_from_process(pid: u32, number: RawFd) -> Result<OwnedFd> {
         // SAFETY: The call has made this descriptor for us.
         Errno::result(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
     };
-    // SAFETY: Two integers.
-    let process =
-        new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map_err(|errno| {
-            let error = Error::os("pidfd_open", errno).of(pid.to_string());
-            match errno {
-                Errno::ESRCH => error.hinted("there is no such process"),
-                _ => error,
-            }
-        })?;
+    // SAFETY: The call takes two integers and touches no memory of ours.
+    let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let process = new_fd(opened).map_err(|errno| {
+        let error = Error::os("pidfd_open", errno).of(pid.to_string());
+        match errno {
+            Errno::ESRCH => error.hinted("there is no such process"),
+            _ => error,
+        }
+    })?;
     // SAFETY: Three integers. The descriptor is closed over execve().
     new_fd(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) }).map_err(
         |errno| {
