@@ -429,12 +429,17 @@ void barbuf_helper_dma_buf_unmap(struct dma_buf_attachment *attach,
 
 void barbuf_helper_iosys_map_set(struct iosys_map *map, void __iomem *memory)
 {
-	iosys_map_set_vaddr_iomem(map, memory);
+	/*
+	 * Not as I/O memory: videobuf2's vmalloc flavour builds the map anew
+	 * from its address, and dma_buf_vunmap() has a BUG() for one that
+	 * differs. On x86 loads and stores are the same for both.
+	 */
+	iosys_map_set_vaddr(map, (void __force *)memory);
 }
 
 void __iomem *barbuf_helper_iosys_map_get(struct iosys_map *map)
 {
-	return map->vaddr_iomem;
+	return (void __force __iomem *)map->vaddr;
 }
 
 void barbuf_helper_drain(void)

@@ -224,7 +224,7 @@ fn revoke_waits_for_a_vmap(ctx: &Ctx) -> Result<()> {
         "REVOKE",
         || provider.node.revoke(&buffer),
         || {
-            ensure_eq!(importer.peek(8)?, (42, true));
+            ensure_eq!(importer.peek(8)?, (42, false));
             let text = sysfs::read("/sys/kernel/debug/barbuf/attachments")?;
             ensure!(text.contains(" revoked vmap cpu 0 1 "), "{text}");
             Ok(())
