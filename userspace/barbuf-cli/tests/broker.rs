@@ -200,24 +200,33 @@ fn a_command_gets_the_buffer_and_its_environment() {
     let served = Served::start("", SHARED);
     let script = "echo $BARBUF_FD $BARBUF_SIZE $BARBUF_EVENT_FD $BARBUF_CONNECTION_FD $BARBUF_PROVIDER; \
                   ls /proc/self/fd | wc -l; readlink /proc/$$/fd/3; exit 41";
-    let output = served
-        .get("weights", &["sh", "-c", script])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut lines = text.lines();
-    assert_eq!(lines.next(), Some("3 65536 4 5 0000:05:00.0"), "{output:?}");
-    // The three that are meant, and whatever this test leaves open to all its children.
-    let count = "ls /proc/self/fd | wc -l";
-    let usual = Command::new("sh").args(["-c", count]).output().unwrap();
-    let usual: usize = String::from_utf8_lossy(&usual.stdout)
-        .trim()
-        .parse()
-        .unwrap();
-    let found: usize = lines.next().unwrap().trim().parse().unwrap();
-    assert_eq!(found, usual + 3);
-    assert!(lines.next().unwrap().contains("memfd:buffer"));
-    assert_eq!(output.status.code(), Some(41));
+    // Other tests of this program start children at the same time, which for a moment leaves them
+    // descriptors to inherit. What the command itself leaves open is there every time.
+    let mut surplus = Vec::new();
+    for _ in 0..10 {
+        let output = served
+            .get("weights", &["sh", "-c", script])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("3 65536 4 5 0000:05:00.0"), "{output:?}");
+        let count = "ls /proc/self/fd | wc -l";
+        let usual = Command::new("sh").args(["-c", count]).output().unwrap();
+        let usual: i64 = String::from_utf8_lossy(&usual.stdout)
+            .trim()
+            .parse()
+            .unwrap();
+        let found: i64 = lines.next().unwrap().trim().parse().unwrap();
+        assert!(lines.next().unwrap().contains("memfd:buffer"));
+        assert_eq!(output.status.code(), Some(41));
+        // The three that are meant, and whatever this program leaves open to all its children.
+        surplus.push(found - usual - 3);
+        if surplus.contains(&0) {
+            return;
+        }
+    }
+    panic!("descriptors besides those that are meant: {surplus:?}");
 }
 
 #[test]

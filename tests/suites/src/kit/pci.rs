@@ -57,9 +57,19 @@ impl Function {
     }
 
     /// Binds a driver that would not do so by itself.
+    ///
+    /// A function that was just plugged in is in sysfs for some milliseconds before the PCI core
+    /// lets drivers match it; asking for a probe then does nothing, and says so to nobody.
     pub(crate) fn bind(&self, driver: &str) -> Result<()> {
         sysfs::write(self.dir().join("driver_override"), driver)?;
-        sysfs::write("/sys/bus/pci/drivers_probe", &self.bdf)?;
+        let deadline = Instant::now() + scaled(Duration::from_secs(1));
+        loop {
+            sysfs::write("/sys/bus/pci/drivers_probe", &self.bdf)?;
+            if self.driver().is_some() || Instant::now() >= deadline {
+                break;
+            }
+            sleep(Duration::from_millis(20));
+        }
         ensure!(
             self.driver().as_deref() == Some(driver),
             "{} did not bind to {driver}",
