@@ -212,7 +212,7 @@ impl Parts {
 }
 
 /// By how much the user says that this machine is busy: `BARBUF_PATIENCE`, a factor from 1 to 100.
-fn patience() -> u32 {
+pub(super) fn patience() -> u32 {
     std::env::var("BARBUF_PATIENCE")
         .ok()
         .and_then(|value| value.parse().ok())

@@ -14,7 +14,7 @@ use barbuf_guest::protocol::ListedTest;
 
 use super::boot::{Boot, BootDir, Ended, Progress};
 use super::ktap::Status;
-use super::parts::{Parts, Programs};
+use super::parts::{self, Parts, Programs};
 use super::plan::{self, Selection};
 use super::topology;
 use crate::ctx::Ctx;
@@ -38,9 +38,11 @@ enum Must {
     Skip,
     /// Fail with a reason that contains this.
     Fail(&'static str),
+    /// Run out of a time that is so many seconds long, if the user has no patience.
+    TimeOut(u32),
 }
 
-use Must::{Fail, Pass, Skip};
+use Must::{Fail, Pass, Skip, TimeOut};
 
 const CASES: &[Case] = &[
     Case {
@@ -53,7 +55,7 @@ const CASES: &[Case] = &[
             ("fails", Fail("should be 5")),
             ("is_skipped", Skip),
             ("crashes", Fail("crashed: killed by SIGABRT")),
-            ("runs_out_of_time", Fail("timed out after 1 s")),
+            ("runs_out_of_time", TimeOut(1)),
             ("leaves_a_process", Fail("left processes behind: suites")),
             ("unloads_the_module", Fail("barbuf is not loaded any more")),
             ("unbinds_a_drive", Fail("nvme0 has no driver, had nvme")),
@@ -226,9 +228,11 @@ fn judge(case: &Case, ended: &[Ended]) -> Vec<String> {
             wrong.push(format!("{test} has {} results", results.len()));
             return;
         };
+        let timed_out = |limit| format!("timed out after {} s", limit * parts::patience());
         let good = match (must, &result.status) {
             (Pass, Status::Passed) | (Skip, Status::Skipped(_)) => true,
             (Fail(reason), Status::Failed(why)) => why.contains(reason),
+            (TimeOut(limit), Status::Failed(why)) => why.contains(&timed_out(limit)),
             _ => false,
         };
         if !good {
@@ -236,6 +240,10 @@ fn judge(case: &Case, ended: &[Ended]) -> Vec<String> {
                 Pass => format!("{test} should pass: {:?}", result.status),
                 Skip => format!("{test} should be skipped: {:?}", result.status),
                 Fail(reason) => format!("{test} should fail with {reason:?}: {:?}", result.status),
+                TimeOut(limit) => {
+                    let reason = timed_out(limit);
+                    format!("{test} should fail with {reason:?}: {:?}", result.status)
+                }
             });
         }
     };
