@@ -373,9 +373,12 @@ impl Buffer {
 
     /// A CPU begins to access the memory. There is nothing to bring: no mapping is cached.
     ///
+    /// Does not wait for the end of a reset: the caller may be a driver in the kernel, with a lock that
+    /// its `invalidate_mappings` takes.
+    ///
     /// # Errors
     ///
-    /// `ENODEV` when the buffer is revoked.
+    /// `ENODEV` when the buffer is revoked, `EAGAIN` while it is suspended.
     pub(crate) fn begin_cpu_access(&self) -> Result {
         self.gate.enter_now().map(drop)
     }

@@ -5,6 +5,8 @@
 use std::ffi::CStr;
 use std::fs;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -42,11 +44,12 @@ pub(crate) mod abi {
 }
 
 /// Repeats a call that must be restarted. The kernel's documentation asks for that with `EINTR` and
-/// `EAGAIN`.
+/// `EAGAIN`; the latter is barbuf's answer for as long as a reset takes, so that it is no busy loop.
 pub(crate) fn restart<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
-            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => sleep(Duration::from_millis(1)),
             other => return other,
         }
     }
