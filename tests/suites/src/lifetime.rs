@@ -199,13 +199,7 @@ fn killed_at_any_moment(ctx: &Ctx) -> Result<()> {
         child.signal(Signal::SIGKILL)?;
         child.wait()?;
     }
-    let free = || {
-        provider
-            .node
-            .info()
-            .is_ok_and(|info| info.regions == before)
-    };
-    wait_until("all bytes free again", free)
+    provider.wait_until_free(&before)
 }
 
 /// B7: what one open file can export is limited; others are not concerned, and closing gives the

@@ -13,7 +13,6 @@ use nix::unistd::pipe;
 
 use crate::kit::drive::{Aligned, Mounted, block_device, open_direct, read_into, write_from};
 use crate::kit::pattern;
-use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::support::hash;
 
@@ -311,13 +310,7 @@ fn vmsplice_is_refused(ctx: &Ctx) -> Result<()> {
         ensure!(answer == Err(wanted), "backing {backing}: {answer:?}");
         verify(&map, 0, 2 * PAGE, 11)?;
         drop((map, buffer));
-        let free = || {
-            provider
-                .node
-                .info()
-                .is_ok_and(|info| info.regions == before)
-        };
-        wait_until("all bytes free again", free)?;
+        provider.wait_until_free(&before)?;
     }
     Ok(())
 }
@@ -362,13 +355,7 @@ fn registered_buffers_are_refused(ctx: &Ctx) -> Result<()> {
         ensure!(answer == Err(wanted), "backing {backing}: {answer:?}");
         verify(&map, 0, 2 * PAGE, 12)?;
         drop((map, buffer));
-        let free = || {
-            provider
-                .node
-                .info()
-                .is_ok_and(|info| info.regions == before)
-        };
-        wait_until("all bytes free again", free)?;
+        provider.wait_until_free(&before)?;
     }
     // Ordinary memory can be registered: the refusal above is about the device's.
     let ordinary = Aligned::new(2 * PAGE)?;

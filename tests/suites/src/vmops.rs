@@ -9,7 +9,6 @@
 use crate::export::main_region;
 use crate::kit::map::Room;
 use crate::kit::pattern::word;
-use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::process::Child;
 use crate::kit::touch;
@@ -118,16 +117,9 @@ pub(crate) fn each_shape(ctx: &Ctx, test: impl Fn(&Case<'_>) -> Result<()>) -> R
             .with_context(|| format!("backing {backing}, leaves of 2^{shift}"))?;
         drop(case);
         drop(buffer);
-        let free = || {
-            provider
-                .node
-                .info()
-                .is_ok_and(|info| info.regions == before)
-        };
-        wait_until(
-            &format!("backing {backing}, 2^{shift}: all bytes free again"),
-            free,
-        )?;
+        provider
+            .wait_until_free(&before)
+            .with_context(|| format!("backing {backing}, leaves of 2^{shift}"))?;
         ensure!(main_region(&provider.node.info()?)?.nr_buffers == 0);
     }
     Ok(())

@@ -13,8 +13,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use barbuf::Buffer;
 use barbuf::pass::{Policy, Receiver};
-use nix::errno::Errno;
-use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
 };
@@ -53,42 +51,8 @@ impl Barbuf {
         self
     }
 
-    /// A shell instead of the command.
-    pub(crate) fn shell(self, script: &str) -> Barbuf {
-        let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", script])
-            .env_clear()
-            .env("PATH", "/bin")
-            .stdin(Stdio::null());
-        Barbuf(command)
-    }
-
-    /// With this file under this number.
-    pub(crate) fn with_fd(mut self, number: i32, file: OwnedFd) -> Barbuf {
-        let duplicate = move || {
-            // SAFETY: dup2(2) may be called between fork and exec; the number is free in the child,
-            // or a descriptor that the new program is not to have.
-            Errno::result(unsafe { libc::dup2(file.as_raw_fd(), number) })?;
-            Ok(())
-        };
-        // SAFETY: The closure makes one system call and allocates nothing.
-        unsafe { self.0.pre_exec(duplicate) };
-        self
-    }
-
     pub(crate) fn output(mut self) -> Result<Output> {
         Ok(self.0.output()?)
-    }
-
-    /// Its exit code.
-    pub(crate) fn code(self) -> Result<Option<i32>> {
-        Ok(self.output()?.status.code())
-    }
-
-    /// The one document that it prints; it must end well.
-    pub(crate) fn document(self) -> Result<Value> {
-        parse(&self.output()?)
     }
 }
 

@@ -7,10 +7,6 @@
 //! that the oracles that run after a test see what the module left behind and not what the test
 //! did.
 
-#[allow(
-    dead_code,
-    reason = "what the demonstration does not need, tests of the command will"
-)]
 pub(crate) mod command;
 pub(crate) mod drive;
 pub(crate) mod importer;

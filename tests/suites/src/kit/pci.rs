@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use barbuf_guest::protocol::{Device, DeviceKind};
 use barbuf_guest::sysfs;
+use barbuf_sys::barbuf_region_info;
 
 use super::node::Node;
 use super::process::scaled;
@@ -147,6 +148,12 @@ enum How {
 }
 
 impl Provider {
+    /// Waits until all bytes that were free `before` are free again: nobody holds a page any more.
+    pub(crate) fn wait_until_free(&self, before: &[barbuf_region_info]) -> Result<()> {
+        let free = || self.node.info().is_ok_and(|info| info.regions == before);
+        wait_until("all bytes free again", free)
+    }
+
     /// Binds barbuf to a device; or the sample driver, within [`vendor::instead`].
     pub(crate) fn bind(device: &Device) -> Result<Provider> {
         let is_npu = matches!(device.kind, DeviceKind::Npu { .. });
