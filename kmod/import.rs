@@ -189,9 +189,9 @@ impl Buffer {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when it is revoked, `EOPNOTSUPP` when the device cannot be told to stop and the
-    /// export did not allow that, `EREMOTEIO` when it has no route, `ERANGE` when it cannot form
-    /// the addresses.
+    /// `ENODEV` when it is revoked, `EAGAIN` while it is suspended, `EOPNOTSUPP` when the device
+    /// cannot be told to stop and the export did not allow that, `EREMOTEIO` when it has no route,
+    /// `ERANGE` when it cannot form the addresses.
     pub(crate) fn admit(&self, device: &Attachment<'_>) -> Result<KBox<Importer>> {
         let _live = self.gate.enter_now()?;
         self.allows(Event::Attach)?;
@@ -251,7 +251,7 @@ impl Buffer {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when it is revoked.
+    /// `ENODEV` when it is revoked, `EAGAIN` while it is suspended.
     pub(crate) fn pin(&self, importer: &Importer) -> Result {
         let _live = self.gate.enter_now()?;
         importer.pins.add(1, Relaxed);
@@ -418,13 +418,16 @@ impl Buffer {
     /// Maps all of the buffer into the kernel.
     ///
     /// The core warns about an error. So this is out of reach of those who could be refused: see
-    /// [`Buffer::can_be_vmapped`], and `DmaBuf::forbid_vmap` for revoked buffers.
+    /// [`Buffer::can_be_vmapped`], and `DmaBuf::forbid_vmap` for revoked buffers. A suspended one is
+    /// mapped too, for which no byte of it is touched.
+    ///
+    /// Does without the gate: `forbid_vmap` takes the reservation lock before the gate is closed, so that
+    /// whoever closes it sees the mapping counted.
     ///
     /// # Errors
     ///
     /// `ENOMEM`
     pub(crate) fn vmap(&self) -> Result<IoMapping> {
-        let _live = self.gate.enter_now()?;
         let physical = Range::new(self.first_physical(), self.size).map_err(errno)?;
         let mapping = IoMapping::new(physical, self.is_write_combining())?;
         self.importers.change(|counts| plus(&mut counts.vmaps));

@@ -187,13 +187,14 @@ impl Life {
 
             (State::Live, _) => Outcome::Proceed,
 
-            // Neither touches the device: the first access comes with a fault or a map.
-            (State::Suspended, Event::Mmap | Event::Attach) => Outcome::Proceed,
+            // Does not touch the device: the first access comes with a fault.
+            (State::Suspended, Event::Mmap) => Outcome::Proceed,
             // An export may have to fill the memory with zero.
             (State::Suspended, Event::Fault | Event::Export) => Outcome::Wait,
-            // The importer holds the reservation lock, which suspending needs to tell the
-            // importers. They are told again when the memory is back.
-            (State::Suspended, Event::Map) => Outcome::Refused(Errno::EAGAIN),
+            // An importer that maps holds the reservation lock, which suspending needs to tell the
+            // importers; they are told again when the memory is back. One that attaches is let in through
+            // the buffer's gate, which is shut.
+            (State::Suspended, Event::Attach | Event::Map) => Outcome::Refused(Errno::EAGAIN),
 
             (State::Revoked, Event::Revoke) => Outcome::Refused(Errno::EBADFD),
             (State::Revoked, _) => Outcome::Refused(Errno::ENODEV),

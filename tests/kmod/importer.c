@@ -115,7 +115,7 @@ static void importer_invalidate(struct dma_buf_attachment *attachment)
 	struct importer *importer = attachment->importer_priv;
 
 	importer->invalidations++;
-	if (importer->table)
+	if (importer->table || (importer->flags & IMPORTER_REMAP))
 		queue_delayed_work(workers, &importer->obey,
 				   msecs_to_jiffies(importer->delay_ms));
 }

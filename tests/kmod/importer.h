@@ -19,7 +19,7 @@
 #define IMPORTER_NO_INVALIDATE (1u << 2)
 /* Pin as well. */
 #define IMPORTER_PIN (1u << 3)
-/* Map again as soon as an invalidation has been obeyed. */
+/* Map again as soon as an invalidation has been obeyed, and at each one. */
 #define IMPORTER_REMAP (1u << 4)
 /* Attach a device that is on no PCI bus. */
 #define IMPORTER_NO_PCI (1u << 5)

@@ -256,11 +256,17 @@ void barbuf_provider_revoke_all(struct barbuf_provider *provider);
  * @provider: the provider
  *
  * For reset_prepare, error_detected, suspend to memory and resets of the
- * driver's own. When this returns, no mapping reaches the memory. Page faults
- * and exports of user space wait (killable), exports of kernel code fail with
- * -EAGAIN. Nothing happens when it is suspended already: the calls do not nest.
+ * driver's own. When this returns, no mapping reaches the memory, and no
+ * importer that can be told to stop. Page faults and exports of user space wait
+ * (killable), exports of kernel code fail with -EAGAIN, as do importers that
+ * attach or map. Importers that were let in although they cannot be told
+ * (BARBUF_EXPORT_STATIC_IMPORT, and the kernel's vmap()) go on: what they reach
+ * meanwhile is the device's matter. Nothing happens when it is suspended
+ * already: the calls do not nest.
  *
- * Context: process context. Sleeps until page faults in progress have finished.
+ * Context: process context. Sleeps until page faults in progress have finished,
+ * DMA that importers have announced by fences is over, and they have unmapped;
+ * cannot be interrupted. No reservation lock of a buffer.
  * The device lock may be held, and is in reset_prepare. Unlike for the other
  * calls, locks that a callback takes may be held too.
  */
@@ -272,8 +278,8 @@ void barbuf_provider_suspend(struct barbuf_provider *provider);
  *
  * For reset_done, resume, and the end of resets of the driver's own. Memory
  * decoding must be on again. Each buffer gets a new generation, by which its
- * holders know that the contents may be lost; mappings fault anew. Nothing
- * happens when it is not suspended.
+ * holders know that the contents may be lost; mappings fault anew, importers
+ * are told to map again. Nothing happens when it is not suspended.
  *
  * Context: as barbuf_provider_suspend().
  *

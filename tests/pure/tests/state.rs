@@ -22,9 +22,9 @@ fn table(state: State, event: Event) -> (State, Outcome) {
         (Suspended, Suspend) => (Suspended, Unchanged),
         (Suspended, Resume) => (Live, Changed),
         (Suspended, Revoke) => (Revoked, Changed),
-        (Suspended, Mmap | Attach) => (Suspended, Proceed),
+        (Suspended, Mmap) => (Suspended, Proceed),
         (Suspended, Export | Fault) => (Suspended, Wait),
-        (Suspended, Map) => (Suspended, Refused(Errno::EAGAIN)),
+        (Suspended, Attach | Map) => (Suspended, Refused(Errno::EAGAIN)),
         (Revoked, Revoke) => (Revoked, Refused(Errno::EBADFD)),
         (Revoked, _) => (Revoked, Refused(Errno::ENODEV)),
     }
