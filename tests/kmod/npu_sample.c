@@ -168,7 +168,24 @@ out_wanted:
 	return ret;
 }
 
-static long npu_ioctl_export(struct npu *npu, void __user *arg)
+/* For a driver that does something with the dma-buf before it hands it on. */
+static int npu_export_dmabuf(struct npu *npu,
+			     const struct barbuf_provider_request *request)
+{
+	struct dma_buf *dmabuf;
+	int fd;
+
+	dmabuf = barbuf_provider_export(npu->provider, request);
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	fd = dma_buf_fd(dmabuf, request->open_flags);
+	if (fd < 0)
+		dma_buf_put(dmabuf);
+	return fd;
+}
+
+static long npu_ioctl_export(struct npu *npu, unsigned int cmd,
+			     void __user *arg)
 {
 	struct npu_export wanted;
 	struct barbuf_provider_request request = {
@@ -187,7 +204,10 @@ static long npu_ioctl_export(struct npu *npu, void __user *arg)
 	request.open_flags = wanted.open_flags;
 	request.offset = wanted.offset;
 	request.length = wanted.length;
-	fd = barbuf_provider_export_fd(npu->provider, &request);
+	if (cmd == NPU_EXPORT)
+		fd = barbuf_provider_export_fd(npu->provider, &request);
+	else
+		fd = npu_export_dmabuf(npu, &request);
 	if (fd < 0)
 		return fd;
 	/* From here on the descriptor is the task's, whatever happens. */
@@ -236,7 +256,8 @@ static long npu_ioctl_locked(struct npu *npu, unsigned int cmd,
 		npu_unregister(npu);
 		return 0;
 	case NPU_EXPORT:
-		return npu_ioctl_export(npu, user);
+	case NPU_EXPORT_DMABUF:
+		return npu_ioctl_export(npu, cmd, user);
 	case NPU_REVOKE:
 		return npu_ioctl_revoke(npu, arg);
 	}

@@ -59,5 +59,7 @@ struct npu_counters {
 #define NPU_RESUME _IO('N', 6)
 #define NPU_REFUSE _IO('N', 7)
 #define NPU_COUNTERS _IOR('N', 8, struct npu_counters)
+/* As NPU_EXPORT, by way of a dma-buf that the driver could use itself. */
+#define NPU_EXPORT_DMABUF _IOWR('N', 9, struct npu_export)
 
 #endif /* NPU_SAMPLE_H */

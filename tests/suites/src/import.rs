@@ -77,7 +77,7 @@ fn mapped(engine: &Engine, buffer: &Buffer, direction: u32) -> Result<Importer> 
 
 /// NPU to CMB, CMB to NPU, host to NPU, NPU to host, each by two transfers of the engine; and the
 /// host sees the NPU's bytes too.
-fn bytes_move_between_npu_cmb_and_host(ctx: &Ctx) -> Result<()> {
+pub(crate) fn bytes_move_between_npu_cmb_and_host(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let both = Both::new(ctx, 2 * ENGINE as u64)?;
     let npu = mapped(&engine, &both.from, BIDIRECTIONAL)?;
@@ -142,7 +142,7 @@ fn a_megabyte_from_npu_to_cmb(ctx: &Ctx) -> Result<()> {
 
 /// L8, L9: the addresses of a buffer add up to its size, up to all of the region, with as few
 /// entries as possible and in one range where an IOMMU translates.
-fn addresses_cover_every_byte(ctx: &Ctx) -> Result<()> {
+pub(crate) fn addresses_cover_every_byte(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let all = main_region(&provider.node.info()?)?.length;
@@ -195,7 +195,7 @@ fn a_copy_beyond_4_gib(ctx: &Ctx) -> Result<()> {
 }
 
 /// Bytes that are apart in the region follow each other in the buffer, also for devices.
-fn several_ranges_are_one_buffer(ctx: &Ctx) -> Result<()> {
+pub(crate) fn several_ranges_are_one_buffer(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let ranges = [(GIB, 2 * PAGE), (8 * PAGE, PAGE), (3 * GIB, PAGE)];
@@ -219,7 +219,7 @@ fn several_ranges_are_one_buffer(ctx: &Ctx) -> Result<()> {
 }
 
 /// Struct pages change nothing for importers.
-fn page_backed_buffers_are_imported_too(ctx: &Ctx) -> Result<()> {
+pub(crate) fn page_backed_buffers_are_imported_too(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffer = provider.node.export(&Export::any(GIB).page())?;
@@ -231,7 +231,7 @@ fn page_backed_buffers_are_imported_too(ctx: &Ctx) -> Result<()> {
 }
 
 /// A device may read a read-only buffer and not write it.
-fn read_only_buffers_are_read_only_for_devices(ctx: &Ctx) -> Result<()> {
+pub(crate) fn read_only_buffers_are_read_only_for_devices(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     for (export, writable) in [
@@ -264,7 +264,7 @@ fn read_only_buffers_are_read_only_for_devices(ctx: &Ctx) -> Result<()> {
 }
 
 /// L3: who cannot be told to stop is let in only by consent, and QUERY says so.
-fn consent_is_asked_of_importers_that_cannot_stop(ctx: &Ctx) -> Result<()> {
+pub(crate) fn consent_is_asked_of_importers_that_cannot_stop(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let strict = provider.node.export(&Export::any(MIB))?;
@@ -314,7 +314,7 @@ fn consent_is_asked_of_importers_that_cannot_stop(ctx: &Ctx) -> Result<()> {
 }
 
 /// The lines that the kernel has logged so far and that contain both texts.
-fn logged(one: &str, two: &str) -> Result<usize> {
+pub(crate) fn logged(one: &str, two: &str) -> Result<usize> {
     let text = kernel_log()?;
     Ok(text
         .lines()
@@ -365,7 +365,7 @@ fn devices_without_a_route_are_refused(ctx: &Ctx) -> Result<()> {
 }
 
 /// A device that cannot form the addresses is told so, whatever the way; and is let in again.
-fn a_small_dma_mask_is_erange(ctx: &Ctx) -> Result<()> {
+pub(crate) fn a_small_dma_mask_is_erange(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let all = main_region(&provider.node.info()?)?.length;
@@ -416,7 +416,7 @@ fn a_small_dma_mask_is_erange(ctx: &Ctx) -> Result<()> {
 }
 
 /// QUERY and debugfs name every device, with what it has.
-fn query_lists_the_attachments(ctx: &Ctx) -> Result<()> {
+pub(crate) fn query_lists_the_attachments(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffer = provider
@@ -469,7 +469,7 @@ fn query_lists_the_attachments(ctx: &Ctx) -> Result<()> {
 }
 
 /// `vmap()`: only by consent, as I/O memory, and it shows what CPUs and devices see.
-fn the_kernel_maps_for_its_cpus(ctx: &Ctx) -> Result<()> {
+pub(crate) fn the_kernel_maps_for_its_cpus(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let consents = |export: Export| export.flag(BARBUF_EXPORT_STATIC_IMPORT);
@@ -505,7 +505,7 @@ fn the_kernel_maps_for_its_cpus(ctx: &Ctx) -> Result<()> {
 }
 
 /// DMA_BUF_IOCTL_SYNC, begin and end.
-fn sync(buffer: &Buffer, write: bool) -> Result<(), Errno> {
+pub(crate) fn sync(buffer: &Buffer, write: bool) -> Result<(), Errno> {
     const SYNC: u64 = (1 << 30) | (8 << 16) | ((b'b' as u64) << 8);
     const READ: u64 = 1;
     const WRITE: u64 = 2;
@@ -520,7 +520,7 @@ fn sync(buffer: &Buffer, write: bool) -> Result<(), Errno> {
 
 /// Beginning and ending a CPU access works for every cache mode, backing and kind of provider, and
 /// what was written has arrived at its end: a device reads it. A revoked buffer is ENODEV.
-fn the_end_of_a_cpu_access(ctx: &Ctx) -> Result<()> {
+pub(crate) fn the_end_of_a_cpu_access(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let both = Both::new(ctx, MIB)?;
     let wc = Export::any(MIB).cache(BARBUF_CACHE_WC);

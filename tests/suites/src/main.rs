@@ -35,6 +35,7 @@ mod posted;
 mod provoke;
 mod races;
 mod recall;
+mod reimport;
 mod reset;
 mod revoke;
 mod route;
@@ -71,6 +72,7 @@ const SUITES: &[Suite] = &[
     route::SUITE,
     import::SUITE,
     recall::SUITE,
+    reimport::SUITE,
     inbox::SUITE,
     hardware::SUITE,
     isolation::SUITE,

@@ -3,14 +3,18 @@
 //! Taking buffers back from importing devices: who is told, and who is waited for.
 
 use crate::export::main_region;
+use crate::import::logged;
 use crate::kit::importer::{
     BIDIRECTIONAL, ENGINE, Engine, FROM_DEVICE, NO_INVALIDATE, PIN, REMAP, STATIC, monotonic_ns,
 };
 use crate::kit::pattern;
-use crate::kit::pci::wait_until;
+use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;
 use crate::kit::process::{Event, PROMPT, within};
 
+use crate::support::hash;
+
+use barbuf_guest::protocol::HostOp;
 use barbuf_guest::sysfs;
 
 use std::thread::{scope, sleep};
@@ -28,6 +32,8 @@ pub(crate) const SUITE: Suite = Suite {
         test!(unbind_with_a_device_that_has_addresses)
             .on(&["npu-cmb", "two-root-ports", "iommu-root-ports"])
             .timeout(60),
+        test!(unbinding_waits_for_a_static_importer).timeout(60),
+        test!(hot_unplug_with_importers).hotplug().timeout(120),
         test!(unbinding_the_owner_of_a_pool_with_an_importer).timeout(60),
         test!(mappings_and_revocations_in_a_thousand_races).timeout(120),
         test!(no_device_sees_the_next_owner).timeout(120),
@@ -38,7 +44,7 @@ const DELAY: Duration = Duration::from_millis(300);
 
 /// L4: the importer takes its time after it was told, and REVOKE returns when it has unmapped and
 /// not before.
-fn revoke_waits_for_the_unmap(ctx: &Ctx) -> Result<()> {
+pub(crate) fn revoke_waits_for_the_unmap(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     for flags in [0, PIN] {
         let provider = Provider::bind(ctx.npu(0)?)?;
@@ -96,7 +102,7 @@ fn revoke_waits_for_announced_dma(ctx: &Ctx) -> Result<()> {
 
 /// R27: "Importers are free to request a new mapping in parallel." They hear that it is over, and
 /// REVOKE does not wait for the second request.
-fn an_importer_that_asks_again_hears_enodev(ctx: &Ctx) -> Result<()> {
+pub(crate) fn an_importer_that_asks_again_hears_enodev(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffer = provider.node.export(&Export::any(MIB))?;
@@ -117,7 +123,7 @@ fn an_importer_that_asks_again_hears_enodev(ctx: &Ctx) -> Result<()> {
 }
 
 /// After a revocation: no attach, no map, no pin, no vmap, for the dynamic and for the static.
-fn nobody_comes_in_after_a_revocation(ctx: &Ctx) -> Result<()> {
+pub(crate) fn nobody_comes_in_after_a_revocation(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let consents = Export::any(MIB).flag(BARBUF_EXPORT_STATIC_IMPORT);
@@ -161,7 +167,7 @@ fn waits_until_released<T: Send>(
 
 /// A static importer: REVOKE waits for its detach, says for whom, everybody else is shut out
 /// meanwhile, and the bytes are not given to anybody.
-fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
+pub(crate) fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let all = main_region(&provider.node.info()?)?.length;
@@ -176,6 +182,8 @@ fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
         if mapped {
             importer.map(BIDIRECTIONAL)?;
         }
+        let line = format!("waits until {} detaches", engine.function.bdf);
+        let before = logged(provider.bdf(), &line)?;
         waits_until_released(
             "REVOKE",
             || provider.node.revoke(&buffer),
@@ -193,8 +201,9 @@ fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
                 ensure!(next == Err(Errno::EBUSY), "the next owner: {next:?}");
                 let text = sysfs::read("/sys/kernel/debug/barbuf/attachments")?;
                 let bdf = &engine.function.bdf;
-                let line = format!("revoked {bdf} switch 0 1 ");
-                ensure!(text.contains(&line), "no {line:?}:\n{text}");
+                let entry = format!("revoked {bdf} switch 0 1 ");
+                ensure!(text.contains(&entry), "no {entry:?}:\n{text}");
+                ensure_eq!(logged(provider.bdf(), &line)?, before + 1);
                 if mapped {
                     // What it has still works: nothing was taken from under it.
                     let bytes = pattern::bytes(9, 0, ENGINE);
@@ -220,6 +229,8 @@ fn revoke_waits_for_a_vmap(ctx: &Ctx) -> Result<()> {
     let importer = engine.importer()?;
     importer.vmap(&buffer)?;
     importer.poke(8, 42)?;
+    let line = "waits until the kernel unmaps it (vmap)";
+    let before = logged(provider.bdf(), line)?;
     waits_until_released(
         "REVOKE",
         || provider.node.revoke(&buffer),
@@ -227,6 +238,7 @@ fn revoke_waits_for_a_vmap(ctx: &Ctx) -> Result<()> {
             ensure_eq!(importer.peek(8)?, (42, false));
             let text = sysfs::read("/sys/kernel/debug/barbuf/attachments")?;
             ensure!(text.contains(" revoked vmap cpu 0 1 "), "{text}");
+            ensure_eq!(logged(provider.bdf(), line)?, before + 1);
             Ok(())
         },
         || Ok(importer.vunmap()?),
@@ -236,7 +248,7 @@ fn revoke_waits_for_a_vmap(ctx: &Ctx) -> Result<()> {
 
 /// L6: unbinding waits for the importer, which has DMA addresses until then; nothing is left of
 /// them.
-fn unbind_with_a_device_that_has_addresses(ctx: &Ctx) -> Result<()> {
+pub(crate) fn unbind_with_a_device_that_has_addresses(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffer = provider.node.export(&Export::any(2 * GIB))?;
@@ -251,6 +263,89 @@ fn unbind_with_a_device_that_has_addresses(ctx: &Ctx) -> Result<()> {
         "{state:?}"
     );
     ensure_eq!(importer.map(BIDIRECTIONAL).map(drop), Err(Errno::ENODEV));
+    Ok(())
+}
+
+/// The same for one that cannot be told: whoever unbinds waits until it has detached, and the function
+/// still answers it until then.
+pub(crate) fn unbinding_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
+    let engine = Engine::load(ctx)?;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let export = Export::any(MIB).flag(BARBUF_EXPORT_STATIC_IMPORT);
+    let buffer = provider.node.export(&export)?;
+    let map = Mapping::whole(&buffer)?;
+    ensure!(map.store(0, 1) == Ok(()));
+    let importer = engine.importer()?;
+    importer.attach(&buffer, STATIC)?;
+    importer.map(BIDIRECTIONAL)?;
+    let place = main_region(&provider.node.info()?)?.offset + buffer.ranges[0].offset;
+    waits_until_released(
+        "unbind",
+        || provider.function.unbind(),
+        || {
+            ensure_eq!(map.load(0), Err(Fault::bus(map.at(0))));
+            let bytes = pattern::bytes(10, 0, ENGINE);
+            importer.load_host(&bytes)?;
+            importer.store(0, ENGINE)?;
+            ensure_eq!(ctx.host_hash("npu0", place, PAGE)?, hash(&bytes));
+            Ok(())
+        },
+        || Ok(importer.detach()?),
+    )??;
+    ensure_eq!(provider.function.driver(), None);
+    Ok(())
+}
+
+/// R3 with importers: the function is unplugged while one device has addresses and takes its time, and
+/// while another cannot be told. The first is waited for, then the second; nothing is left.
+fn hot_unplug_with_importers(ctx: &Ctx) -> Result<()> {
+    let engine = Engine::load(ctx)?;
+    for flags in [0, STATIC] {
+        let provider = Provider::bind(ctx.npu(0)?)?;
+        let export = Export::any(MIB).flag(BARBUF_EXPORT_STATIC_IMPORT);
+        let buffer = provider.node.export(&export)?;
+        let importer = engine.importer()?;
+        importer.attach_delayed(&buffer, flags, DELAY)?;
+        importer.map(BIDIRECTIONAL)?;
+        let unplug = || {
+            ctx.host(HostOp::DeviceDel { id: "npu0".into() })?;
+            wait_until("the device gone", || !provider.function.dir().exists())
+        };
+        if flags == STATIC {
+            let revoked = || {
+                let query = Node::control()?.query(&buffer)?.raw;
+                anyhow::Ok(query.out_state == BARBUF_STATE_REVOKED)
+            };
+            scope(|threads| {
+                let unplugging = threads.spawn(unplug);
+                let outcome = (|| {
+                    wait_until("the revocation", || revoked().unwrap_or(false))?;
+                    sleep(DELAY);
+                    ensure!(
+                        provider.function.dir().exists() && !unplugging.is_finished(),
+                        "the device went before the importer"
+                    );
+                    importer.load_host(&pattern::bytes(11, 0, ENGINE))?;
+                    Ok(importer.store(0, ENGINE)?)
+                })();
+                importer.detach()?;
+                let unplugged = unplugging.join();
+                outcome?;
+                unplugged.map_err(|_| anyhow::anyhow!("the unplugging thread panicked"))?
+            })?;
+        } else {
+            unplug()?;
+            let state = importer.state()?;
+            ensure!(state.mapped == 0 && state.invalidations == 1, "{state:?}");
+            ensure_eq!(importer.map(BIDIRECTIONAL).map(drop), Err(Errno::ENODEV));
+        }
+        ctx.host(HostOp::DeviceAdd { id: "npu0".into() })?;
+        let device = ctx.npu(0)?;
+        wait_until("the device back", || {
+            Function::of(device)
+                .is_ok_and(|function| function.bar(2).is_ok_and(|bar| bar.start != 0))
+        })?;
+    }
     Ok(())
 }
 

@@ -81,6 +81,7 @@ pub(crate) struct Counters {
 nix::ioctl_write_ptr!(npu_register, b'N', 0, Register);
 nix::ioctl_readwrite!(npu_export, b'N', 2, Wanted);
 nix::ioctl_read!(npu_counters, b'N', 8, Counters);
+nix::ioctl_readwrite!(npu_export_dmabuf, b'N', 9, Wanted);
 
 /// The driver's own character device.
 #[derive(Debug)]
@@ -119,13 +120,26 @@ impl Sample {
 
     /// Exports from kernel code, read-write.
     pub(crate) fn export(&self, wanted: Wanted) -> Result<OwnedFd, Errno> {
+        self.export_by(npu_export, wanted)
+    }
+
+    /// The same by way of a dma-buf.
+    pub(crate) fn export_dmabuf(&self, wanted: Wanted) -> Result<OwnedFd, Errno> {
+        self.export_by(npu_export_dmabuf, wanted)
+    }
+
+    fn export_by(
+        &self,
+        call: unsafe fn(libc::c_int, *mut Wanted) -> nix::Result<libc::c_int>,
+        wanted: Wanted,
+    ) -> Result<OwnedFd, Errno> {
         let mut wanted = Wanted {
             open_flags: (libc::O_RDWR | libc::O_CLOEXEC) as u32,
             ..wanted
         };
         // SAFETY: The structure lives, and the descriptor is new and ours.
         unsafe {
-            npu_export(self.0.as_raw_fd(), &mut wanted)?;
+            call(self.0.as_raw_fd(), &mut wanted)?;
             Ok(OwnedFd::from_raw_fd(wanted.out_fd))
         }
     }

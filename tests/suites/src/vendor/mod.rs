@@ -3,19 +3,25 @@
 //! Drivers that keep their device and register its memory: the in-kernel interface, as
 //! tests/kmod/npu_sample.c uses it, and everything else that bound providers are tested with.
 //!
-//! `registration.rs` is about coming and being asked, `suspension.rs` about being away for a while,
-//! `leaving.rs` about the end.
+//! `registration.rs` is about coming and being asked, `sharing.rs` about devices that import,
+//! `suspension.rs` about being away for a while, `leaving.rs` about the end.
 
 mod leaving;
 mod registration;
+mod sharing;
 mod suspension;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use self::leaving::{unloading_the_driver_revokes, unregistering_in_a_storm_of_faults};
 use self::registration::{
     a_registered_region_is_memory_only, each_registration_error, kernel_code_exports_and_revokes,
     regions_of_several_kinds, the_driver_is_asked_and_told, the_driver_refuses,
+};
+use self::sharing::{
+    a_megabyte_to_the_drives_memory_and_back, cpu_accesses_during_a_suspension,
+    importers_during_a_suspension, suspensions_leak_nothing_of_importers,
 };
 use self::suspension::{
     a_device_that_does_not_come_back, a_fault_waits_for_the_end_of_a_suspension,
@@ -51,6 +57,10 @@ pub(crate) const SUITE: Suite = Suite {
         test!(whatever_ends_the_buffer_ends_the_wait).timeout(60),
         test!(file_input_waits_too),
         test!(exports_wait_too),
+        test!(a_megabyte_to_the_drives_memory_and_back).timeout(240),
+        test!(importers_during_a_suspension).timeout(60),
+        test!(cpu_accesses_during_a_suspension),
+        test!(suspensions_leak_nothing_of_importers).timeout(240),
         test!(a_thousand_suspensions).timeout(240),
         test!(resets_go_through_the_driver).timeout(60),
         test!(a_device_that_does_not_come_back).timeout(60),
@@ -83,6 +93,24 @@ pub(crate) const SUITE: Suite = Suite {
         again!(reset::a_bus_reset_brings_everything_back).timeout(60),
         again!(reset::nobody_notices_a_reset_but_by_waiting).timeout(120),
         again!(reset::sleep_brings_everything_back).timeout(120),
+        again!(import::bytes_move_between_npu_cmb_and_host).timeout(120),
+        again!(import::addresses_cover_every_byte).timeout(60),
+        again!(import::several_ranges_are_one_buffer).timeout(60),
+        again!(import::page_backed_buffers_are_imported_too),
+        again!(import::read_only_buffers_are_read_only_for_devices),
+        again!(import::consent_is_asked_of_importers_that_cannot_stop),
+        again!(import::a_small_dma_mask_is_erange),
+        again!(import::query_lists_the_attachments),
+        again!(import::the_kernel_maps_for_its_cpus),
+        again!(import::the_end_of_a_cpu_access),
+        again!(recall::revoke_waits_for_the_unmap),
+        again!(recall::an_importer_that_asks_again_hears_enodev),
+        again!(recall::nobody_comes_in_after_a_revocation),
+        again!(recall::revoke_waits_for_a_static_importer).timeout(60),
+        again!(recall::unbind_with_a_device_that_has_addresses).timeout(60),
+        again!(recall::unbinding_waits_for_a_static_importer).timeout(60),
+        again!(reimport::importers_map_again_after_a_reset).timeout(120),
+        again!(reimport::those_that_cannot_be_told_go_on).timeout(120),
     ],
 };
 
@@ -121,6 +149,22 @@ impl Vendor {
         let map = Mapping::whole(&buffer)?;
         ensure!(map.store(0, word(4, 0)) == Ok(()));
         Ok((buffer, map))
+    }
+
+    /// A buffer of which there is only the descriptor.
+    fn received(&self, fd: OwnedFd) -> Result<Buffer> {
+        let query = self.provider.node.query(&fd)?;
+        Ok(Buffer {
+            raw: barbuf_export {
+                out_size: query.raw.out_size,
+                out_cookie: query.raw.out_cookie,
+                out_phys_class: query.raw.out_phys_class,
+                out_page_shift: query.raw.out_page_shift,
+                ..barbuf_export::new()
+            },
+            ranges: query.ranges,
+            fd,
+        })
     }
 
     fn state(&self, buffer: &Buffer) -> Result<(u32, u64)> {

@@ -2,13 +2,13 @@
 
 //! What a driver registers, what it is asked and told, and what its own code exports.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use super::Vendor;
 use crate::kit::prelude::*;
 use crate::kit::process::{Child, drop_capability};
-use crate::kit::vendor::{self, Counters, Region, Wanted};
+use crate::kit::vendor::{self, Counters, Region, Sample, Wanted};
 
 pub(super) fn a_registered_region_is_memory_only(ctx: &Ctx) -> Result<()> {
     let vendor = Vendor::new(ctx)?;
@@ -278,28 +278,25 @@ pub(super) fn the_driver_refuses(ctx: &Ctx) -> Result<()> {
 pub(super) fn kernel_code_exports_and_revokes(ctx: &Ctx) -> Result<()> {
     let vendor = Vendor::new(ctx)?;
     let (node, sample) = (&vendor.provider.node, &vendor.sample);
-    for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
-        let fd = sample.export(Wanted {
-            offset: GIB,
-            length: GIB,
-            backing,
-            ..Wanted::default()
-        })?;
+    type Way = fn(&Sample, Wanted) -> Result<OwnedFd, Errno>;
+    for (backing, way) in [
+        (BARBUF_BACKING_PFN, Sample::export as Way),
+        (BARBUF_BACKING_PAGE, Sample::export_dmabuf),
+    ] {
+        let fd = way(
+            sample,
+            Wanted {
+                offset: GIB,
+                length: GIB,
+                backing,
+                ..Wanted::default()
+            },
+        )?;
         let query = node.query(&fd)?;
         ensure_eq!(query.raw.out_kind, BARBUF_KIND_REGISTERED);
         ensure_eq!((query.raw.out_size, query.raw.out_backing), (GIB, backing));
         ensure_eq!(query.ranges[0].offset, GIB);
-        let buffer = Buffer {
-            raw: barbuf_export {
-                out_size: GIB,
-                out_cookie: query.raw.out_cookie,
-                out_phys_class: query.raw.out_phys_class,
-                out_page_shift: query.raw.out_page_shift,
-                ..barbuf_export::new()
-            },
-            ranges: query.ranges,
-            fd,
-        };
+        let buffer = vendor.received(fd)?;
         let map = Mapping::whole(&buffer)?;
         ensure!(map.store(0, 7) == Ok(()) && map.load(0) == Ok(7));
         ensure!(ctx.host_read("npu0", GIB, 1)? == [7]);
@@ -358,6 +355,8 @@ pub(super) fn kernel_code_exports_and_revokes(ctx: &Ctx) -> Result<()> {
     ensure!(Mapping::whole(&theirs)?.load(0).is_ok());
     sample.suspend()?;
     ensure_eq!(export(any), Err(Errno::EAGAIN));
+    let dmabuf = sample.export_dmabuf(any).map(drop);
+    ensure_eq!(dmabuf, Err(Errno::EAGAIN));
     sample.resume()?;
     ensure_eq!(export(any), Ok(()));
     Ok(())
