@@ -88,6 +88,10 @@ pub(crate) struct FiguresArgs {
     /// Write rows and samples as JSON into a file, or to standard output for `-`
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Only measurements whose name (`figures::...`) contains this, and the rows that need no other;
+    /// given several times, one of these
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) filter: Vec<String>,
     /// Keep the guests' files
     #[arg(long)]
     pub(crate) keep: bool,

@@ -13,12 +13,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use barbuf_guest::figure::Figure;
+use barbuf_guest::protocol::ListedTest;
 use serde_json::{Value, json};
 
 use super::boot::{Boot, BootDir, Ended, Progress};
 use super::ktap::Status;
 use super::parts::{Parts, Programs};
-use super::{plan, topology};
+use super::plan::{self, Selection};
+use super::topology;
 use crate::cli::FiguresArgs;
 use crate::ctx::Ctx;
 use crate::kernel::{self, Flavour};
@@ -49,6 +51,17 @@ enum Measure {
 }
 
 use Measure::{Growth, Plain, Ratio};
+
+impl Row {
+    /// The figures that it needs.
+    fn figures(&self) -> impl Iterator<Item = &'static str> {
+        let (one, other) = match self.measure {
+            Plain(name) => (name, None),
+            Ratio(a, b) | Growth((a, _), (b, _)) => (a, Some(b)),
+        };
+        std::iter::once(one).chain(other)
+    }
+}
 
 const ROWS: &[Row] = &[
     Row {
@@ -113,13 +126,29 @@ pub(crate) fn figures(ctx: &Ctx, args: &FiguresArgs) -> Result<ExitCode> {
     let programs = Programs::build(ctx)?;
     let tests = programs.list("--list-figures")?;
     plan::check(&tests)?;
+    let selection = Selection {
+        filter: &args.filter,
+        topology: None,
+    };
+    let wanted = |test: &&ListedTest| selection.names(&plan::full_name(test));
+    let tests: Vec<_> = tests.iter().filter(wanted).collect();
+    if tests.is_empty() {
+        bail!("no measurement has such a name");
+    }
     let parts = Parts::gather(kernel::ensure(Flavour::Stock, ctx)?, &programs, ctx)?;
     let mut boots = Vec::new();
     for number in 1..=args.boots.get() {
         let mut figures = Figures::new();
         for name in TOPOLOGIES {
             let topology = topology::find(name)?;
-            let of_it: Vec<_> = tests.iter().filter(|test| test.topology == *name).collect();
+            let of_it: Vec<_> = tests
+                .iter()
+                .copied()
+                .filter(|test| test.topology == *name)
+                .collect();
+            if of_it.is_empty() {
+                continue;
+            }
             let dir = BootDir::create(ctx, &format!("figures-{number}-{name}"))?;
             let boot = Boot {
                 keep: args.keep,
@@ -130,7 +159,7 @@ pub(crate) fn figures(ctx: &Ctx, args: &FiguresArgs) -> Result<ExitCode> {
         boots.push(figures);
     }
     let first = &boots[0];
-    let rows = rows(first)?;
+    let rows = rows(first, args.filter.is_empty())?;
     print!("{}", table(&rows));
     print!("{}", details(first));
     for (number, boot) in boots.iter().enumerate().skip(1) {
@@ -186,8 +215,11 @@ impl Measured {
     }
 }
 
-fn rows(figures: &Figures) -> Result<Vec<Measured>> {
-    ROWS.iter().map(|row| measured(row, figures)).collect()
+/// The rows with their values: `all`, or those whose figures have been measured.
+fn rows(figures: &Figures, all: bool) -> Result<Vec<Measured>> {
+    let wanted = |row: &&Row| all || row.figures().all(|name| figures.contains_key(name));
+    let rows = ROWS.iter().filter(wanted);
+    rows.map(|row| measured(row, figures)).collect()
 }
 
 fn measured(row: &'static Row, figures: &Figures) -> Result<Measured> {
@@ -358,10 +390,7 @@ mod tests {
 
     /// Every figure that a row needs, with one value for all.
     fn all(value: u64) -> Figures {
-        let names = ROWS.iter().flat_map(|row| match row.measure {
-            Plain(name) => vec![name],
-            Ratio(a, b) | Growth((a, _), (b, _)) => vec![a, b],
-        });
+        let names = ROWS.iter().flat_map(Row::figures);
         let figure = |name: &str| Figure {
             name: name.into(),
             unit: Unit::Ns,
@@ -374,7 +403,7 @@ mod tests {
     fn rows_are_judged_by_minima() {
         let mut figures = all(100);
         figures.get_mut("touch_1g_pfn").unwrap().samples = vec![900, 50, 70];
-        let rows = rows(&figures).unwrap();
+        let rows = rows(&figures, true).unwrap();
         assert_eq!((rows[0].value, rows[0].is_met()), (0.5, true));
         assert_eq!((rows[1].value, rows[1].is_met()), (1.0, false));
         // 100 struct pages where none may be.
@@ -404,10 +433,19 @@ mod tests {
     fn a_figure_that_is_missing_is_named() {
         let mut figures = all(1);
         figures.remove("export_vfio");
-        let Err(error) = rows(&figures) else {
+        let Err(error) = rows(&figures, true) else {
             panic!("judged without")
         };
         assert_eq!(error.to_string(), "the guest did not measure export_vfio");
+    }
+
+    #[test]
+    fn a_filter_leaves_rows_out() {
+        let mut figures = all(1);
+        figures.remove("export_vfio");
+        let rows = rows(&figures, false).unwrap();
+        assert_eq!(rows.len(), ROWS.len() - 1);
+        assert!(rows.iter().all(|row| !row.row.what.contains("export")));
     }
 
     #[test]
@@ -426,7 +464,7 @@ mod tests {
     #[test]
     fn json_has_its_schema() {
         let boots = [all(1)];
-        let json = to_json("7.3", &boots, &rows(&boots[0]).unwrap());
+        let json = to_json("7.3", &boots, &rows(&boots[0], true).unwrap());
         assert_eq!(json["schema"], 2);
         assert_eq!(json["rows"].as_array().unwrap().len(), ROWS.len());
         assert_eq!(json["boots"][0]["figures"][0]["min"], 1);

@@ -134,7 +134,7 @@ pub(crate) fn suites(tests: &[&ListedTest]) -> Vec<SuitePlan> {
     suites
 }
 
-fn full_name(test: &ListedTest) -> String {
+pub(super) fn full_name(test: &ListedTest) -> String {
     format!("{}::{}", test.suite, test.name)
 }
 
