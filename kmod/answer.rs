@@ -184,11 +184,11 @@ fn attachments(dmabuf: &DmaBuf<Buffer>, most: usize) -> Result<KVec<uapi::Attach
         let maps = importer.maps();
         let info = uapi::AttachmentInfo {
             name: padded(device.name()),
-            flags: flag(importer.peer2peer, uapi::ATTACHMENT_PEER2PEER)
-                | flag(importer.revocable, uapi::ATTACHMENT_REVOCABLE)
+            flags: flag(device.peer2peer(), uapi::ATTACHMENT_PEER2PEER)
+                | flag(device.is_revocable(), uapi::ATTACHMENT_REVOCABLE)
                 | flag(importer.pins() != 0, uapi::ATTACHMENT_PINNED)
                 | flag(maps != 0, uapi::ATTACHMENT_MAPPED),
-            route: importer.route.kind.to_uapi(),
+            route: importer.kind().to_uapi(),
             nr_maps: maps,
             nr_pins: importer.pins(),
             mapped_bytes: size.saturating_mul(u64::from(maps)),

@@ -373,37 +373,37 @@ impl dmabuf::Exporter for Buffer {
 
     type Importer = Importer;
 
-    fn attach(this: ArcBorrow<'_, Self>, device: &Attachment<'_>) -> Result<KBox<Importer>> {
+    fn attach(this: ArcBorrow<'_, Self>, device: &Attachment<'_>) -> Result<Importer> {
         this.admit(device)
     }
 
-    fn detached(this: ArcBorrow<'_, Self>, importer: KBox<Importer>) {
-        this.dismissed(&importer);
+    fn detached(this: ArcBorrow<'_, Self>, device: &Attachment<'_>) {
+        this.dismissed(device);
     }
 
-    fn pin(this: ArcBorrow<'_, Self>, importer: &Importer) -> Result {
+    fn pin(this: ArcBorrow<'_, Self>, importer: &mut Importer) -> Result {
         Self::pin(&this, importer)
     }
 
-    fn unpinned(this: ArcBorrow<'_, Self>, importer: &Importer) {
+    fn unpinned(this: ArcBorrow<'_, Self>, importer: &mut Importer) {
         this.unpin(importer);
     }
 
     fn map(
         this: ArcBorrow<'_, Self>,
         device: &Attachment<'_>,
-        importer: &Importer,
+        importer: &mut Importer,
         direction: Direction,
     ) -> Result<Mapped> {
         this.map_for(device, importer, direction)
     }
 
-    fn is_linked(this: ArcBorrow<'_, Self>, importer: &Importer) -> bool {
-        this.is_linked_for(importer)
+    fn is_linked(importer: &Importer) -> bool {
+        importer.is_linked()
     }
 
-    fn unmapped(this: ArcBorrow<'_, Self>, importer: &Importer) {
-        this.unmapped_by(importer);
+    fn unmapped(this: ArcBorrow<'_, Self>, device: &Attachment<'_>, importer: &mut Importer) {
+        this.unmapped_by(device, importer);
     }
 
     fn begin_access(this: ArcBorrow<'_, Self>) -> Result {

@@ -141,9 +141,9 @@ fn write_importers(buffer: &Buffer, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             "{} {} {state} {device} {} {} {} {maps} {} {:#x}",
             provider.address(),
             buffer.id(),
-            importer.route.kind.name(),
-            u8::from(importer.peer2peer),
-            u8::from(!importer.revocable),
+            importer.kind().name(),
+            u8::from(device.peer2peer()),
+            u8::from(!device.is_revocable()),
             importer.pins(),
             buffer.size.saturating_mul(u64::from(maps)),
         );

@@ -37,50 +37,51 @@ use crate::{
             Reason,
             Route, //
         },
-        state::{
-            Event,
-            Outcome, //
-        }, //
     }, //
 };
 use kernel::{
     new_condvar, new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         CondVar,
         Mutex, //
     },
 };
 
-/// A device that is attached to a buffer.
+/// What is kept of a device that is attached to a buffer: no more than a word, which needs no
+/// allocation. Changes under the reservation lock.
+#[derive(Clone, Copy)]
 pub(crate) struct Importer {
     /// How it reaches the memory.
-    pub(crate) route: Route,
-    /// It can address memory of other devices.
-    pub(crate) peer2peer: bool,
-    /// It can be told to stop.
-    pub(crate) revocable: bool,
+    kind: Kind,
     /// An IOMMU translates for it.
     translated: bool,
     /// Mappings that it has.
-    maps: Atomic<i32>,
+    maps: u32,
     /// Pins that it has.
-    pins: Atomic<i32>,
+    pins: u16,
 }
 
 impl Importer {
+    /// How it reaches the memory.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether it gets one range of addresses, whatever the buffer's ranges. The kernel's helper is
+    /// meant to do that, and fails at the second one.
+    pub(crate) fn is_linked(&self) -> bool {
+        self.kind == Kind::HostBridge && self.translated
+    }
+
     /// Mappings that it has.
     pub(crate) fn maps(&self) -> u32 {
-        u32::try_from(self.maps.load(Relaxed)).unwrap_or(0)
+        self.maps
     }
 
     /// Pins that it has.
     pub(crate) fn pins(&self) -> u32 {
-        u32::try_from(self.pins.load(Relaxed)).unwrap_or(0)
+        u32::from(self.pins)
     }
 }
 
@@ -115,7 +116,13 @@ impl Importers {
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Counts)) {
+    /// Somebody comes.
+    fn more(&self, change: impl FnOnce(&mut Counts)) {
+        change(&mut self.counts.lock());
+    }
+
+    /// Somebody goes, for whom somebody else may wait.
+    fn fewer(&self, change: impl FnOnce(&mut Counts)) {
         let mut counts = self.counts.lock();
         change(&mut counts);
         if counts.revocable_maps == 0 || counts.fixed == 0 || counts.vmaps == 0 {
@@ -169,14 +176,6 @@ pub(crate) enum WaitFor {
 }
 
 impl Buffer {
-    fn allows(&self, event: Event) -> Result {
-        match self.life().apply(event).1 {
-            Outcome::Proceed => Ok(()),
-            Outcome::Refused(why) => Err(errno(why)),
-            _ => Err(EAGAIN),
-        }
-    }
-
     fn is_write_combining(&self) -> bool {
         self.terms.cache == Cache::WriteCombining
     }
@@ -192,12 +191,9 @@ impl Buffer {
     /// `ENODEV` when it is revoked, `EAGAIN` while it is suspended, `EOPNOTSUPP` when the device
     /// cannot be told to stop and the export did not allow that, `EREMOTEIO` when it has no route,
     /// `ERANGE` when it cannot form the addresses.
-    pub(crate) fn admit(&self, device: &Attachment<'_>) -> Result<KBox<Importer>> {
+    pub(crate) fn admit(&self, device: &Attachment<'_>) -> Result<Importer> {
         let _live = self.gate.enter_now()?;
-        self.allows(Event::Attach)?;
-        let peer2peer = device.peer2peer();
-        // A driver that can be told, but thinks that it imports ordinary memory, is no better.
-        let revocable = peer2peer && device.can_be_told();
+        let revocable = device.is_revocable();
         if !revocable && !self.has_consent() {
             return Err(EOPNOTSUPP);
         }
@@ -215,32 +211,26 @@ impl Buffer {
                 _ => EREMOTEIO,
             });
         }
-        let importer = KBox::new(
-            Importer {
-                route,
-                peer2peer,
-                revocable,
-                translated: reach.translated,
-                maps: Atomic::new(0),
-                pins: Atomic::new(0),
-            },
-            GFP_KERNEL_ACCOUNT,
-        )?;
         // Inside the gate: who closes it sees this, or nobody comes in any more.
-        self.importers.change(|counts| {
+        self.importers.more(|counts| {
             plus(&mut counts.attached);
             if !revocable {
                 plus(&mut counts.fixed);
             }
         });
-        Ok(importer)
+        Ok(Importer {
+            kind: route.kind,
+            translated: reach.translated,
+            maps: 0,
+            pins: 0,
+        })
     }
 
     /// The importer has detached.
-    pub(crate) fn dismissed(&self, importer: &Importer) {
-        self.importers.change(|counts| {
+    pub(crate) fn dismissed(&self, device: &Attachment<'_>) {
+        self.importers.fewer(|counts| {
             minus(&mut counts.attached);
-            if !importer.revocable {
+            if !device.is_revocable() {
                 minus(&mut counts.fixed);
             }
         });
@@ -252,15 +242,15 @@ impl Buffer {
     /// # Errors
     ///
     /// `ENODEV` when it is revoked, `EAGAIN` while it is suspended.
-    pub(crate) fn pin(&self, importer: &Importer) -> Result {
+    pub(crate) fn pin(&self, importer: &mut Importer) -> Result {
         let _live = self.gate.enter_now()?;
-        importer.pins.add(1, Relaxed);
+        importer.pins = importer.pins.saturating_add(1);
         Ok(())
     }
 
     /// The importer unpins.
-    pub(crate) fn unpin(&self, importer: &Importer) {
-        importer.pins.add(-1, Relaxed);
+    pub(crate) fn unpin(&self, importer: &mut Importer) {
+        importer.pins = importer.pins.saturating_sub(1);
     }
 
     /// The memory of the buffer as DMA sees it: the BAR, the last byte, and how many there are.
@@ -291,56 +281,46 @@ impl Buffer {
     pub(crate) fn map_for(
         &self,
         device: &Attachment<'_>,
-        importer: &Importer,
+        importer: &mut Importer,
         direction: Direction,
     ) -> Result<Mapped> {
         let _live = self.gate.enter_now()?;
-        self.allows(Event::Map)?;
         if !direction.is_valid() {
             return Err(EINVAL);
         }
         if direction.writes() && !self.terms.open.writable {
             return Err(EACCES);
         }
-        if importer.route.kind == Kind::None {
+        if importer.kind == Kind::None {
             // Let in for reading with the CPU.
             return Err(EREMOTEIO);
         }
         let function = &self.provider.function;
         let memory = Memory::of(function, self.bar()).ok_or(EREMOTEIO)?;
         // The kernel warns about an address beyond the mask, and over a switch it does not look.
-        let (kind, whole) = (importer.route.kind, self.memory());
+        let (kind, whole) = (importer.kind, self.memory());
         let last = route::last_address(kind, importer.translated, &whole, memory.bus(whole.last));
-        if last > device.reach().mask {
+        if last > device.mask() {
             return Err(ERANGE);
         }
         let limit = route::piece_limit(kind, importer.translated);
-        let mapped = match &*self.ranges {
-            [range] if range.len() <= limit => {
-                let pieces = [self.piece(*range)?];
-                device.map(&memory, &pieces, self.size, direction)?
-            }
-            _ if self.is_linked_for(importer) => {
-                let pieces = self.pieces(limit)?;
-                device.link(&pieces, self.size, direction)?
-            }
-            _ => {
-                let pieces = self.pieces(limit)?;
-                device.map(&memory, &pieces, self.size, direction)?
+        let map = |pieces: &[Piece]| {
+            if importer.is_linked() {
+                device.link(pieces, self.size, direction)
+            } else {
+                device.map(&memory, pieces, self.size, direction)
             }
         };
-        importer.maps.add(1, Relaxed);
-        if importer.revocable {
+        let mapped = match &*self.ranges {
+            [range] if range.len() <= limit => map(&[self.piece(*range)?])?,
+            _ => map(&self.pieces(limit)?)?,
+        };
+        importer.maps = importer.maps.saturating_add(1);
+        if device.is_revocable() {
             self.importers
-                .change(|counts| plus(&mut counts.revocable_maps));
+                .more(|counts| plus(&mut counts.revocable_maps));
         }
         Ok(mapped)
-    }
-
-    /// Whether an importer gets several ranges as one range of addresses. The kernel's helper is
-    /// meant to do that, and fails at the second one.
-    pub(crate) fn is_linked_for(&self, importer: &Importer) -> bool {
-        importer.route.kind == Kind::HostBridge && importer.translated && self.ranges.len() > 1
     }
 
     fn piece(&self, range: Range) -> Result<Piece> {
@@ -363,11 +343,11 @@ impl Buffer {
     }
 
     /// An importer has given its DMA addresses back.
-    pub(crate) fn unmapped_by(&self, importer: &Importer) {
-        importer.maps.add(-1, Relaxed);
-        if importer.revocable {
+    pub(crate) fn unmapped_by(&self, device: &Attachment<'_>, importer: &mut Importer) {
+        importer.maps = importer.maps.saturating_sub(1);
+        if device.is_revocable() {
             self.importers
-                .change(|counts| minus(&mut counts.revocable_maps));
+                .fewer(|counts| minus(&mut counts.revocable_maps));
         }
     }
 
@@ -430,13 +410,13 @@ impl Buffer {
     pub(crate) fn vmap(&self) -> Result<IoMapping> {
         let physical = Range::new(self.first_physical(), self.size).map_err(errno)?;
         let mapping = IoMapping::new(physical, self.is_write_combining())?;
-        self.importers.change(|counts| plus(&mut counts.vmaps));
+        self.importers.more(|counts| plus(&mut counts.vmaps));
         Ok(mapping)
     }
 
     /// The mapping is gone.
     pub(crate) fn vunmapped(&self) {
-        self.importers.change(|counts| minus(&mut counts.vmaps));
+        self.importers.fewer(|counts| minus(&mut counts.vmaps));
     }
 
     /// Takes the DMA addresses back from all importers, and waits until they have let go.
@@ -446,9 +426,9 @@ impl Buffer {
     /// same is true of those that cannot be told, which have detached; with
     /// [`WaitFor::Revocable`] those go on.
     ///
-    /// The new state must have been stored before: importers ask for new addresses at once, and
-    /// hear `ENODEV` (revoked) or `EAGAIN` (suspended). After [`WaitFor::Revocable`] the caller
-    /// stores the state *live* when the memory is back, and calls [`Buffer::invite_importers`].
+    /// The gate must have been shut before: importers ask for new addresses at once, and hear
+    /// `ENODEV` (closed) or `EAGAIN` (suspended). After [`WaitFor::Revocable`] the caller opens it
+    /// when the memory is back, and calls [`Buffer::invite_importers`].
     ///
     /// Takes the reservation lock, which importers' `invalidate_mappings` run under. The caller
     /// holds `teardown` and no lock inside of it, and not the buffer's gate. Sleeps, without a time
@@ -462,8 +442,8 @@ impl Buffer {
         reserved.invalidate();
         reserved.wait_for_fences();
         if whom == WaitFor::All && self.importers.is_held() {
-            reserved.each(|device, importer| {
-                if !importer.revocable {
+            reserved.each(|device, _| {
+                if !device.is_revocable() {
                     pr_warn!(
                         "{}: revoking buffer {} waits until {} detaches, which cannot be told to stop\n",
                         self.provider.function.address(),
@@ -489,7 +469,7 @@ impl Buffer {
 
     /// Tells all importers to ask for DMA addresses again: the memory is back from a reset.
     ///
-    /// The state must be *live* already. Locks as for [`Buffer::recall_importers`]; does not wait.
+    /// The gate must be open already. Locks as for [`Buffer::recall_importers`]; does not wait.
     pub(crate) fn invite_importers(&self) {
         if let Some(dmabuf) = self.dmabuf() {
             dmabuf.reserve().invalidate();

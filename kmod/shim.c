@@ -270,7 +270,7 @@ struct pci_dev *barbuf_helper_pci_of(struct device *dev)
 {
 	for (; dev; dev = dev->parent)
 		if (dev_is_pci(dev))
-			return pci_dev_get(to_pci_dev(dev));
+			return to_pci_dev(dev);
 	return NULL;
 }
 
@@ -339,25 +339,23 @@ struct sg_table *barbuf_helper_dma_buf_map(struct dma_buf_attachment *attach,
 				       direction);
 }
 
-/* Several ranges as one range of addresses. */
+/* One range of addresses, and the list of it in the same piece of memory. */
 struct linked {
 	struct sg_table table;
 	struct dma_iova_state state;
 	size_t size;
+	struct scatterlist entries[];
 };
 
 static void unlink_pieces(struct device *dev, struct linked *linked,
-			  size_t done, enum dma_data_direction direction)
+			  enum dma_data_direction direction)
 {
-	if (done)
-		dma_iova_destroy(dev, &linked->state, done, direction,
+	if (linked->size)
+		dma_iova_destroy(dev, &linked->state, linked->size, direction,
 				 DMA_ATTR_MMIO);
 	else
 		dma_iova_free(dev, &linked->state);
-	/* As below: what was set to 0 must not be when it is freed. */
-	linked->table.orig_nents = linked->table.nents;
-	sg_free_table(&linked->table);
-	kfree(linked);
+	kvfree(linked);
 }
 
 struct sg_table *barbuf_helper_dma_buf_link(struct dma_buf_attachment *attach,
@@ -366,45 +364,43 @@ struct sg_table *barbuf_helper_dma_buf_link(struct dma_buf_attachment *attach,
 					    enum dma_data_direction direction)
 {
 	const size_t most = ALIGN_DOWN(UINT_MAX, PAGE_SIZE);
+	const size_t nents = DIV_ROUND_UP(size, most);
 	struct device *dev = attach->dev;
-	struct scatterlist *entry;
 	struct linked *linked;
-	size_t i, done = 0;
-	int result, n;
+	int result = 0;
+	size_t i;
 
 	dma_resv_assert_held(attach->dmabuf->resv);
-	linked = kzalloc_obj(*linked);
+	linked = kvzalloc_flex(*linked, entries, nents);
 	if (!linked)
 		return ERR_PTR(-ENOMEM);
 	if (!dma_iova_try_alloc(dev, &linked->state, 0, size)) {
-		kfree(linked);
+		kvfree(linked);
 		return ERR_PTR(-ENOMEM);
 	}
-	result = sg_alloc_table(&linked->table, DIV_ROUND_UP(size, most),
-				GFP_KERNEL);
 	for (i = 0; i < count && !result; i++) {
 		result = dma_iova_link(dev, &linked->state, pieces[i].paddr,
-				       done, pieces[i].len, direction,
+				       linked->size, pieces[i].len, direction,
 				       DMA_ATTR_MMIO);
 		if (!result)
-			done += pieces[i].len;
+			linked->size += pieces[i].len;
 	}
 	if (!result)
-		result = dma_iova_sync(dev, &linked->state, 0, done);
+		result = dma_iova_sync(dev, &linked->state, 0, linked->size);
 	if (result) {
-		unlink_pieces(dev, linked, done, direction);
+		unlink_pieces(dev, linked, direction);
 		return ERR_PTR(result);
 	}
-	linked->size = done;
-	done = 0;
-	for_each_sgtable_sg(&linked->table, entry, n) {
-		sg_set_page(entry, NULL, 0, 0);
-		sg_dma_address(entry) = linked->state.addr + done;
-		sg_dma_len(entry) = min(most, linked->size - done);
-		done += sg_dma_len(entry);
+	for (i = 0; i < nents; i++) {
+		struct scatterlist *entry = &linked->entries[i];
+
+		sg_dma_address(entry) = linked->state.addr + i * most;
+		sg_dma_len(entry) = min(most, size - i * most);
 	}
-	/* There are no pages that somebody could look for. */
-	linked->table.orig_nents = 0;
+	sg_mark_end(&linked->entries[nents - 1]);
+	linked->table.sgl = linked->entries;
+	/* orig_nents stays 0: there are no pages that somebody could look for. */
+	linked->table.nents = nents;
 	return &linked->table;
 }
 
@@ -413,9 +409,9 @@ void barbuf_helper_dma_buf_unmap(struct dma_buf_attachment *attach,
 				 enum dma_data_direction direction, bool linked)
 {
 	if (linked) {
-		struct linked *all = container_of(table, struct linked, table);
-
-		unlink_pieces(attach->dev, all, all->size, direction);
+		unlink_pieces(attach->dev,
+			      container_of(table, struct linked, table),
+			      direction);
 		return;
 	}
 	/*

@@ -77,7 +77,7 @@ void barbuf_helper_pci_unlock(struct pci_dev *pdev);
 bool barbuf_helper_pci_has_p2pmem(struct pci_dev *pdev);
 u64 barbuf_helper_pci_free_p2pmem(struct pci_dev *pdev);
 
-/* The PCI function that a device is a part of, with a reference; or NULL. */
+/* The PCI function that a device is a part of, or NULL. */
 struct pci_dev *barbuf_helper_pci_of(struct device *dev);
 /*
  * Whether something is above both, and whether a port up to there redirects
@@ -99,8 +99,9 @@ struct sg_table *barbuf_helper_dma_buf_map(struct dma_buf_attachment *attach,
 					   size_t count, size_t size,
 					   enum dma_data_direction direction);
 /*
- * The same for several ranges behind an IOMMU: dma_buf_phys_vec_to_sgt() links
- * each of them at offset 0 of the addresses, which fails for the second one.
+ * The same behind an IOMMU, as one range of addresses: dma_buf_phys_vec_to_sgt()
+ * links each range at offset 0 of them, which fails for the second one, and
+ * allocates three times for what is one.
  */
 struct sg_table *barbuf_helper_dma_buf_link(struct dma_buf_attachment *attach,
 					    struct phys_vec *pieces,

@@ -14,7 +14,7 @@ use super::{
         Memory,
         Reach, //
     },
-    pci::Function,
+    pci::Borrowed,
     shim, //
 };
 use crate::pure::range::Range;
@@ -25,7 +25,10 @@ use core::{
 use kernel::{
     bindings,
     error::from_err_ptr,
-    ffi::c_int,
+    ffi::{
+        c_int,
+        c_void, //
+    },
     prelude::*,
     sync::ArcBorrow, //
 };
@@ -104,6 +107,12 @@ impl Attachment<'_> {
         unsafe { CStr::from_char_ptr(bindings::dev_name(self.device())) }
     }
 
+    /// Whether the importer can be told to stop, and knows that it imports memory of a device. One that thinks that it
+    /// is ordinary memory is no better than one that cannot be told.
+    pub(crate) fn is_revocable(&self) -> bool {
+        self.peer2peer() && self.can_be_told()
+    }
+
     /// Whether the importer says that it can address memory of other devices.
     pub(crate) fn peer2peer(&self) -> bool {
         // SAFETY: Valid by the type's invariant; the core sets it once, before the exporter sees it.
@@ -111,15 +120,21 @@ impl Attachment<'_> {
     }
 
     /// Whether the importer can be told to stop, and unmaps then in bounded time.
-    pub(crate) fn can_be_told(&self) -> bool {
+    fn can_be_told(&self) -> bool {
         // SAFETY: Valid by the type's invariant.
         unsafe { bindings::dma_buf_attach_revocable(self.raw.as_ptr()) }
     }
 
     /// The PCI function that the device is, or is a part of.
-    pub(crate) fn function(&self) -> Option<Function> {
-        // SAFETY: The device is valid. The helper takes a reference for us.
-        unsafe { Function::from_owned(shim::barbuf_helper_pci_of(self.device())) }
+    pub(crate) fn function(&self) -> Option<Borrowed<'_>> {
+        // SAFETY: The device is valid, and holds a reference to those that it is a part of.
+        unsafe { Borrowed::from_raw(shim::barbuf_helper_pci_of(self.device())) }
+    }
+
+    /// The highest address that the device can form.
+    pub(crate) fn mask(&self) -> u64 {
+        // SAFETY: The device is valid.
+        unsafe { shim::barbuf_helper_dma_limit(self.device()) }
     }
 
     /// Which addresses the device can form.
@@ -175,7 +190,7 @@ impl kernel::fmt::Display for Attachment<'_> {
 }
 
 impl Attachment<'_> {
-    /// The same for several pieces and a device that an IOMMU translates for: one range of addresses.
+    /// The same for a device that an IOMMU translates for: one range of addresses, whatever the pieces.
     ///
     /// # Errors
     ///
@@ -218,20 +233,34 @@ impl<T: Exporter> ImportOps<T> {
         unsafe { ArcBorrow::from_raw((*dmabuf).priv_.cast::<T>()) }
     }
 
+    /// Where an attachment keeps its `T::Importer`.
+    ///
+    /// # Safety
+    ///
+    /// `raw` must be valid.
+    unsafe fn place(raw: NonNull<bindings::dma_buf_attachment>) -> *mut T::Importer {
+        const {
+            assert!(size_of::<T::Importer>() <= size_of::<*mut c_void>());
+            assert!(align_of::<T::Importer>() <= align_of::<*mut c_void>());
+        }
+        // SAFETY: Promised by the caller. `priv` is the exporter's, and the core never looks at it.
+        unsafe { (&raw mut (*raw.as_ptr()).priv_).cast() }
+    }
+
     /// # Safety
     ///
     /// `raw` must be an attachment to a dma-buf of this exporter that its `attach` has let in and `detach` not yet seen,
-    /// for all of `'a`.
+    /// for all of `'a`. The reservation lock must be held for all of `'a`, and this be the only call meanwhile.
     pub(super) unsafe fn parts<'a>(
         raw: *mut bindings::dma_buf_attachment,
-    ) -> Option<(ArcBorrow<'a, T>, Attachment<'a>, &'a T::Importer)> {
+    ) -> Option<(ArcBorrow<'a, T>, Attachment<'a>, &'a mut T::Importer)> {
         let raw = NonNull::new(raw)?;
-        // SAFETY: Promised by the caller. `attach` has stored the box, and `detach` takes it back.
+        // SAFETY: Promised by the caller. `attach` has stored the importer; the lock keeps others away from it.
         unsafe {
             Some((
                 Self::data((*raw.as_ptr()).dmabuf),
                 Attachment::from_raw(raw),
-                &*(*raw.as_ptr()).priv_.cast::<T::Importer>(),
+                &mut *Self::place(raw),
             ))
         }
     }
@@ -250,8 +279,8 @@ impl<T: Exporter> ImportOps<T> {
         let (data, attachment) = unsafe { (Self::data(dmabuf), Attachment::from_raw(raw)) };
         match T::attach(data, &attachment) {
             Ok(importer) => {
-                // SAFETY: `priv` is the exporter's.
-                unsafe { (*raw.as_ptr()).priv_ = KBox::into_raw(importer).cast() };
+                // SAFETY: The attachment is valid, and nobody else knows it yet.
+                unsafe { Self::place(raw).write(importer) };
                 0
             }
             Err(error) => error.to_errno(),
@@ -265,17 +294,18 @@ impl<T: Exporter> ImportOps<T> {
         dmabuf: *mut bindings::dma_buf,
         raw: *mut bindings::dma_buf_attachment,
     ) {
-        // SAFETY: `attach` has stored the box, and this is called once, when nothing uses the attachment any more.
-        let importer = unsafe { KBox::from_raw((*raw).priv_.cast::<T::Importer>()) };
-        // SAFETY: The importer holds a reference to the dma-buf.
-        T::detached(unsafe { Self::data(dmabuf) }, importer);
+        if let Some(raw) = NonNull::new(raw) {
+            // SAFETY: The importer holds a reference to the dma-buf, and the core frees the attachment after this.
+            let (data, attachment) = unsafe { (Self::data(dmabuf), Attachment::from_raw(raw)) };
+            T::detached(data, &attachment);
+        }
     }
 
     /// # Safety
     ///
     /// For the dma-buf core alone.
     pub(super) unsafe extern "C" fn pin(raw: *mut bindings::dma_buf_attachment) -> c_int {
-        // SAFETY: Attached.
+        // SAFETY: Attached, and locked by the core.
         match unsafe { Self::parts(raw) } {
             Some((data, _, importer)) => to_c(T::pin(data, importer)),
             None => EINVAL.to_errno(),
@@ -286,7 +316,7 @@ impl<T: Exporter> ImportOps<T> {
     ///
     /// For the dma-buf core alone.
     pub(super) unsafe extern "C" fn unpin(raw: *mut bindings::dma_buf_attachment) {
-        // SAFETY: Attached.
+        // SAFETY: Attached, and locked by the core.
         if let Some((data, _, importer)) = unsafe { Self::parts(raw) } {
             T::unpinned(data, importer);
         }
@@ -299,7 +329,7 @@ impl<T: Exporter> ImportOps<T> {
         raw: *mut bindings::dma_buf_attachment,
         direction: bindings::dma_data_direction,
     ) -> *mut bindings::sg_table {
-        // SAFETY: Attached.
+        // SAFETY: Attached, and locked by the core.
         let Some((data, attachment, importer)) = (unsafe { Self::parts(raw) }) else {
             return EINVAL.to_ptr();
         };
@@ -317,13 +347,13 @@ impl<T: Exporter> ImportOps<T> {
         table: *mut bindings::sg_table,
         direction: bindings::dma_data_direction,
     ) {
-        // SAFETY: Attached.
-        if let Some((data, _, importer)) = unsafe { Self::parts(raw) } {
-            let linked = T::is_linked(data, importer);
+        // SAFETY: Attached, and locked by the core.
+        if let Some((data, attachment, importer)) = unsafe { Self::parts(raw) } {
+            let linked = T::is_linked(importer);
             // SAFETY: The core gives back what `map` has returned, with the same direction, and how that was made has
             // not changed.
             unsafe { shim::barbuf_helper_dma_buf_unmap(raw, table, direction, linked) };
-            T::unmapped(data, importer);
+            T::unmapped(data, &attachment, importer);
         }
     }
 

@@ -59,34 +59,34 @@ pub(crate) trait Exporter: Send + Sync + Sized + 'static {
     /// The way back to the dma-buf; nothing else touches it.
     fn weak(&self) -> &Weak;
 
-    /// What is kept for each attachment.
-    type Importer: Send + Sync;
+    /// What is kept for each attachment: no more than the word that it has for its exporter.
+    type Importer: Copy + Send + Sync;
 
     /// A device wants to attach. No lock is held.
-    fn attach(this: ArcBorrow<'_, Self>, device: &Attachment<'_>) -> Result<KBox<Self::Importer>>;
+    fn attach(this: ArcBorrow<'_, Self>, device: &Attachment<'_>) -> Result<Self::Importer>;
 
     /// It has detached, with nothing mapped. No lock is held.
-    fn detached(this: ArcBorrow<'_, Self>, importer: KBox<Self::Importer>);
+    fn detached(this: ArcBorrow<'_, Self>, device: &Attachment<'_>);
 
     /// The importer wants the memory to stay where it is. The reservation lock is held.
-    fn pin(this: ArcBorrow<'_, Self>, importer: &Self::Importer) -> Result;
+    fn pin(this: ArcBorrow<'_, Self>, importer: &mut Self::Importer) -> Result;
 
     /// It does not any more. The reservation lock is held.
-    fn unpinned(this: ArcBorrow<'_, Self>, importer: &Self::Importer);
+    fn unpinned(this: ArcBorrow<'_, Self>, importer: &mut Self::Importer);
 
     /// The importer wants DMA addresses. The reservation lock is held.
     fn map(
         this: ArcBorrow<'_, Self>,
         device: &Attachment<'_>,
-        importer: &Self::Importer,
+        importer: &mut Self::Importer,
         direction: Direction,
     ) -> Result<Mapped>;
 
     /// Whether [`map`](Self::map) uses [`Attachment::link`] for this importer, always or never.
-    fn is_linked(this: ArcBorrow<'_, Self>, importer: &Self::Importer) -> bool;
+    fn is_linked(importer: &Self::Importer) -> bool;
 
     /// It has given them back, and does not use them any more. The reservation lock is held.
-    fn unmapped(this: ArcBorrow<'_, Self>, importer: &Self::Importer);
+    fn unmapped(this: ArcBorrow<'_, Self>, device: &Attachment<'_>, importer: &mut Self::Importer);
 
     /// A CPU is about to access the memory, through a mapping that it has. No lock is held.
     fn begin_access(this: ArcBorrow<'_, Self>) -> Result;

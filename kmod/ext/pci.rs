@@ -10,7 +10,12 @@ use crate::pure::{
     exclude,
     range::Range, //
 };
-use core::ptr::NonNull;
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
     container_of,
@@ -91,6 +96,30 @@ impl BarFacts {
             start: self.start,
             len: self.len,
         }
+    }
+}
+
+/// A PCI function to which somebody else holds a reference for `'a`.
+pub(crate) struct Borrowed<'a>(ManuallyDrop<Function>, PhantomData<&'a Function>);
+
+impl Borrowed<'_> {
+    /// `None` for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// `raw` must be null or point to a PCI function, for as long as the result lives.
+    pub(super) unsafe fn from_raw(raw: *mut bindings::pci_dev) -> Option<Self> {
+        // SAFETY: Promised by the caller. The reference that `Function` would give back is not ours: it is never dropped.
+        let function = unsafe { Function::from_owned(raw) }?;
+        Some(Self(ManuallyDrop::new(function), PhantomData))
+    }
+}
+
+impl Deref for Borrowed<'_> {
+    type Target = Function;
+
+    fn deref(&self) -> &Function {
+        &self.0
     }
 }
 

@@ -7,7 +7,7 @@
 
 /// How a device reaches the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u8)]
 pub enum Kind {
     /// Not at all.
     None = 0,
@@ -20,7 +20,7 @@ pub enum Kind {
 impl Kind {
     /// The number that user space knows.
     pub const fn to_uapi(self) -> u32 {
-        // CAST: The enum is `repr(u32)`, so the cast keeps the value.
+        // CAST: The enum is `repr(u8)`, so the cast keeps the value.
         self as u32
     }
 
