@@ -74,14 +74,15 @@ use kernel::{
         },
         Arc,
         ArcBorrow,
-        Mutex, //
+        Mutex,
+        UniqueArc, //
     },
 };
 
 /// What stands behind a buffer's bytes.
 pub(crate) enum Memory {
-    /// Nothing but addresses.
-    Frames,
+    /// Nothing but addresses, and their cache mode.
+    Frames(#[expect(dead_code, reason = "held until dropped")] Few<WriteCombining>),
     /// Folios, for each range.
     Folios(Few<Hold>),
     /// Bytes from a pool, used without their pages.
@@ -94,7 +95,7 @@ impl Memory {
     /// The folio that begins at `physical`; `None` without struct pages.
     pub(crate) fn folio(&self, physical: u64) -> Option<&Folio> {
         match self {
-            Memory::Frames | Memory::Pool(_) => None,
+            Memory::Frames(_) | Memory::Pool(_) => None,
             Memory::Folios(holds) => holds.iter().find_map(|hold| hold.folio(physical)),
             Memory::PoolPages(pages) => pages.folio(physical),
         }
@@ -107,12 +108,10 @@ impl Memory {
 }
 
 /// What a buffer owns until it is revoked. Dropped from top to bottom: first the references to
-/// pages, then the cache mode, then the claim that keeps others away; last, its driver is told.
+/// pages or the cache mode, then the claim that keeps others away; last, its driver is told.
 pub(crate) struct Live {
     /// What stands behind the bytes.
     pub(crate) memory: Memory,
-    /// The cache mode of its addresses.
-    pub(crate) _write_combining: Few<WriteCombining>,
     /// The claim on the bytes.
     pub(crate) _reservation: Reservation,
     /// What the function's own driver knows of.
@@ -208,17 +207,21 @@ pub(crate) struct Buffer {
     teardown: Mutex<()>,
 }
 
-/// The parts of a [`Buffer`] that its maker chooses.
+/// Memory for a buffer, and where it lies.
+pub(crate) struct Obtained {
+    pub(crate) live: Live,
+    pub(crate) ranges: Few<Range>,
+}
+
+/// The other parts of a [`Buffer`] that its maker chooses.
 pub(crate) struct Plan {
     pub(crate) provider: Arc<Provider>,
     pub(crate) region: u32,
     pub(crate) base: u64,
-    pub(crate) ranges: Few<Range>,
     pub(crate) size: u64,
     pub(crate) terms: Export,
     pub(crate) order: PageOrder,
     pub(crate) cookie: u64,
-    pub(crate) live: Live,
     pub(crate) eventfd: Option<EventFd>,
     pub(crate) ticket: Ticket,
 }
@@ -229,23 +232,24 @@ impl Buffer {
     /// # Errors
     ///
     /// `ENOMEM`, `ENFILE`
-    pub(crate) fn new(plan: Plan) -> Result<DmaBuf<Self>> {
-        let folios = plan.live.memory.has_folios();
+    pub(crate) fn new(plan: Plan, obtained: Obtained) -> Result<DmaBuf<Self>> {
+        let folios = obtained.live.memory.has_folios();
         let access = plan.terms.open.access_bits();
         let size = plan.size;
-        let buffer = Arc::pin_init(
-            try_pin_init!(Self {
+        // First the room, so that the parts move right to their places.
+        let buffer: Arc<Self> = UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?
+            .pin_init_with(pin_init!(Self {
                 provider: plan.provider,
                 region: plan.region,
                 base: plan.base,
-                ranges: plan.ranges,
+                ranges: obtained.ranges,
                 size,
                 terms: plan.terms,
                 order: plan.order,
                 folios,
                 cookie: plan.cookie,
                 counters: Counters::default(),
-                gate <- Gate::new(plan.live),
+                gate <- Gate::new(obtained.live),
                 importers <- Importers::new(),
                 eventfd: plan.eventfd,
                 ticket: plan.ticket,
@@ -253,9 +257,8 @@ impl Buffer {
                 id: Atomic::new(0),
                 weak <- dmabuf::Weak::new(),
                 teardown <- new_mutex!(()),
-            }),
-            GFP_KERNEL_ACCOUNT,
-        )?;
+            }))?
+            .into();
         let vmap = buffer.can_be_vmapped();
         let dmabuf = DmaBuf::export(buffer.clone(), size, access, folios, vmap)?;
         buffer.id.store(dmabuf.id(), Relaxed);

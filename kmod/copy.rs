@@ -79,10 +79,9 @@ impl<T: Struct> Argument<T> {
     /// # Errors
     ///
     /// `EFAULT`
-    pub(crate) fn write(&self) -> Result {
+    pub(crate) fn write(mut self) -> Result {
         let plan = size_first::write(self.user_len, size_of::<T>());
-        let mut value = self.value;
-        let bytes = value.as_mut_bytes().get(..plan.copy).ok_or(EINVAL)?;
+        let bytes = self.value.as_mut_bytes().get(..plan.copy).ok_or(EINVAL)?;
         slice(self.at, plan.copy).writer().write_slice(bytes)?;
         let tail = self.at.checked_add(plan.copy).ok_or(EFAULT)?;
         fill_zero(tail, plan.zero)

@@ -12,6 +12,7 @@ use crate::{
         Buffer,
         Live,
         Memory,
+        Obtained,
         Plan, //
     },
     copy::{
@@ -95,7 +96,8 @@ impl Wanted {
                 len: any_len(range.offset, range.length).map_err(errno)?,
             });
         }
-        for index in 0..export.nr_ranges {
+        // CAST: At most 64.
+        for index in 0..export.nr_ranges as usize {
             let range: uapi::UserRange = array.read(index)?;
             let range = Range::new(range.offset, range.length).map_err(errno)?;
             ranges.push(range)?;
@@ -128,12 +130,6 @@ impl Wanted {
             Place::Fixed(self.ranges)
         }
     }
-}
-
-/// Memory for a buffer, and where it lies.
-struct Obtained {
-    live: Live,
-    ranges: Few<Range>,
 }
 
 /// The size of struct pages to use: what was asked for, or the largest that the ranges allow.
@@ -190,9 +186,8 @@ fn from_region(
         live: Live {
             memory: match map {
                 Some(_) => Memory::Folios(holds),
-                None => Memory::Frames,
+                None => Memory::Frames(write_combining),
             },
-            _write_combining: write_combining,
             _reservation: reservation,
             _used: used,
         },
@@ -225,7 +220,6 @@ fn from_pool(order: &Order<'_>, region: &Region, used: Use) -> Result<Obtained> 
     Ok(Obtained {
         live: Live {
             memory,
-            _write_combining: Few::None,
             _reservation: provider.count(order.index),
             _used: used,
         },
@@ -247,7 +241,7 @@ fn leaf_limit(live: &Live, region: &Region, ranges: &[Range], limit: PageOrder) 
     match &live.memory {
         Memory::Folios(holds) => holds.first().map_or(PageOrder::Page4K, |hold| hold.order()),
         Memory::PoolPages(_) => PageOrder::Page4K,
-        Memory::Frames | Memory::Pool(_) => ranges
+        Memory::Frames(_) | Memory::Pool(_) => ranges
             .iter()
             .filter_map(|range| {
                 let start = region.physical.start().checked_add(range.start())?;
@@ -340,19 +334,18 @@ impl<'a> Order<'a> {
         }
 
         let order = leaf_limit(&obtained.live, region, &obtained.ranges, limit);
-        let dmabuf = Buffer::new(Plan {
+        let plan = Plan {
             provider: provider.clone(),
             region: self.index,
             base: region.physical.start(),
-            ranges: obtained.ranges,
             size: self.wanted.len,
             cookie: provider.next_cookie(self.wanted.len)?,
             terms: self.export,
             order,
-            live: obtained.live,
             eventfd: self.eventfd,
             ticket: self.ticket,
-        })?;
+        };
+        let dmabuf = Buffer::new(plan, obtained)?;
         // From here on `Buffer::released` undoes it, when `dmabuf` is dropped.
         provider.insert(&dmabuf.data().into())?;
         drop(access);

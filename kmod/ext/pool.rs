@@ -116,6 +116,12 @@ impl PoolRange {
         unsafe { shim::barbuf_helper_pfn_folio((physical >> PageOrder::Page4K.shift()) as usize) }
     }
 
+    /// Where its pages begin.
+    fn pages(&self) -> impl Iterator<Item = u64> {
+        let end = self.physical.saturating_add(self.len as u64);
+        (self.physical..end).step_by(PageOrder::Page4K.size() as usize)
+    }
+
     fn pagemap(&self) -> *mut bindings::dev_pagemap {
         // SAFETY: The folio belongs to a live pagemap.
         unsafe { shim::barbuf_helper_folio_pagemap(self.folio(self.physical)) }
@@ -155,7 +161,6 @@ impl Drop for PoolRange {
 /// itself belongs to the references: the pool's `folio_free` frees it page by page.
 pub(crate) struct PoolPages {
     range: core::mem::ManuallyDrop<PoolRange>,
-    physical: Range,
 }
 
 impl PoolPages {
@@ -165,10 +170,9 @@ impl PoolPages {
     ///
     /// `EINTR` when the calling task is killed.
     pub(crate) fn new(range: PoolRange) -> Result<Self> {
-        let physical = range.physical()?;
         access::breathe()?;
         let pagemap = range.pagemap();
-        for at in Self::pages(physical) {
+        for at in range.pages() {
             let folio = range.folio(at);
             // SAFETY: The page is ours and has no reference. `folio_free` puts one to the pagemap for each page.
             unsafe {
@@ -179,17 +183,13 @@ impl PoolPages {
         // INVARIANT: The memory now belongs to the references.
         Ok(Self {
             range: core::mem::ManuallyDrop::new(range),
-            physical,
         })
-    }
-
-    fn pages(physical: Range) -> impl Iterator<Item = u64> {
-        (physical.start()..physical.end()).step_by(PageOrder::Page4K.size() as usize)
     }
 
     /// The folio at `physical`.
     pub(crate) fn folio(&self, physical: u64) -> Option<&Folio> {
-        if !self.physical.contains(physical) || !PageOrder::Page4K.is_aligned(physical) {
+        let ours = self.range.physical().ok()?;
+        if !ours.contains(physical) || !PageOrder::Page4K.is_aligned(physical) {
             return None;
         }
         // SAFETY: A reference to it is held for as long as `self` lives.
@@ -200,7 +200,7 @@ impl PoolPages {
 impl Drop for PoolPages {
     fn drop(&mut self) {
         let pagemap = self.range.pagemap();
-        for at in Self::pages(self.physical) {
+        for at in self.range.pages() {
             // SAFETY: Gives back the reference that the type owns.
             unsafe { shim::barbuf_helper_folio_put(self.range.folio(at)) };
         }

@@ -194,7 +194,7 @@ pub struct Export {
     /// The size of page that was asked for: a limit, and with page backing the exact size.
     pub page: Option<PageOrder>,
     /// How many ranges to read: 1 to [`MAX_RANGES`].
-    pub nr_ranges: usize,
+    pub nr_ranges: u32,
 }
 
 impl Request {
@@ -205,11 +205,12 @@ impl Request {
     /// `EINVAL`.
     pub fn parse(&self) -> Result<Export> {
         let flags = Flags::from_bits(self.flags)?;
-        let nr_ranges = usize::try_from(self.nr_ranges).map_err(|_| Errno::EINVAL)?;
+        let nr_ranges = self.nr_ranges;
         let most = if flags.contains(Flags::ANY) {
             1
         } else {
-            MAX_RANGES
+            // CAST: 64.
+            MAX_RANGES as u32
         };
         if self.reserved != 0 || nr_ranges == 0 || nr_ranges > most || self.eventfd < -1 {
             return Err(Errno::EINVAL);

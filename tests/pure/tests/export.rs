@@ -459,7 +459,7 @@ proptest! {
                 prop_assert_eq!(export.open.cloexec, open_flags & 0o2_000_000 != 0);
                 prop_assert_eq!(export.eventfd.unwrap_or(-1), eventfd);
                 prop_assert_eq!(export.page.map_or(0, PageOrder::shift), page_shift);
-                prop_assert_eq!(export.nr_ranges, nr_ranges as usize);
+                prop_assert_eq!(export.nr_ranges, nr_ranges);
                 let order = export.on(&MEMORY);
                 prop_assert_eq!(order, Ok(export.page.unwrap_or(PageOrder::Pud)));
             }
