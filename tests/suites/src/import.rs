@@ -24,7 +24,9 @@ pub(crate) const SUITE: Suite = Suite {
             .on(REACHABLE)
             .timeout(120),
         test!(a_megabyte_from_npu_to_cmb).timeout(180),
-        test!(addresses_cover_every_byte).on(REACHABLE).timeout(60),
+        test!(addresses_cover_every_byte)
+            .on(&["npu-cmb", "two-root-ports", "iommu", "iommu-root-ports"])
+            .timeout(60),
         test!(a_copy_beyond_4_gib)
             .on(&["npu-cmb", "iommu-root-ports"])
             .timeout(60),

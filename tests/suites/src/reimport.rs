@@ -18,10 +18,10 @@ use crate::kit::importer::{
     monotonic_ns,
 };
 use crate::kit::pattern;
-use crate::kit::pci::{Function, wait_until};
+use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::process::{PROMPT, within};
-use crate::reset::reset;
+use crate::reset::{fail_the_link, reset, sleep};
 
 pub(crate) const SUITE: Suite = Suite {
     name: "reimport",
@@ -30,6 +30,8 @@ pub(crate) const SUITE: Suite = Suite {
             .on(&["npu-cmb", "two-root-ports", "iommu-root-ports"])
             .timeout(120),
         test!(importers_map_again_after_a_reset_of_the_port).timeout(120),
+        test!(importers_map_again_after_sleep).timeout(120),
+        test!(importers_map_again_after_a_failed_link).timeout(120),
         test!(those_that_cannot_be_told_go_on).timeout(120),
         test!(resets_in_a_storm_of_mappings).timeout(120),
         test!(the_importers_of_an_adopted_function_are_not_told).timeout(60),
@@ -73,8 +75,8 @@ fn condition(provider: &Provider, buffer: &Buffer) -> Result<(u32, u64)> {
     Ok((raw.out_state, raw.out_generation))
 }
 
-/// Five kinds of importers live through two resets.
-fn live_through(ctx: &Ctx, reset: fn(&Function) -> Result<String>) -> Result<()> {
+/// Four importers live through two resets, each of which `reset` waits for.
+fn live_through(ctx: &Ctx, reset: impl Fn(&Provider, &Buffer) -> Result<()>) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffer = provider.node.export(&Export::any(MIB))?;
@@ -91,9 +93,8 @@ fn live_through(ctx: &Ctx, reset: fn(&Function) -> Result<String>) -> Result<()>
     moves_bytes(&slow, &map, 1)?;
     for round in 1..=2u32 {
         let start = monotonic_ns();
-        let method = within(PROMPT, "the reset", || reset(&provider.function))??;
+        reset(&provider, &buffer)?;
         let end = monotonic_ns();
-        ctx.note(format!("reset by {method}"));
         // Told that it goes, and that it is back; waited for in between.
         for (what, importer) in [("slow", &slow), ("pinned", &pinned)] {
             let state = importer.state()?;
@@ -148,17 +149,43 @@ fn live_through(ctx: &Ctx, reset: fn(&Function) -> Result<String>) -> Result<()>
 
 /// R5: a reset of the function through sysfs, twice.
 pub(crate) fn importers_map_again_after_a_reset(ctx: &Ctx) -> Result<()> {
-    live_through(ctx, reset)
+    live_through(ctx, |provider, _| {
+        let method = within(PROMPT, "the reset", || reset(&provider.function))??;
+        ctx.note(format!("reset by {method}"));
+        Ok(())
+    })
 }
 
 /// R6: a reset of everything below the port, through the port's file in sysfs.
 pub(crate) fn importers_map_again_after_a_reset_of_the_port(ctx: &Ctx) -> Result<()> {
-    live_through(ctx, |function| {
-        let place = fs::canonicalize(function.dir())?;
+    live_through(ctx, |provider, _| {
+        let place = fs::canonicalize(provider.function.dir())?;
         let port = place.parent().context("the port above the function")?;
         let file = port.join("reset_subordinate");
-        sysfs::write(&file, "1").with_context(|| format!("resetting by {}", file.display()))?;
-        Ok("the port above".into())
+        within(PROMPT, "the reset", || sysfs::write(&file, "1"))?
+            .with_context(|| format!("resetting by {}", file.display()))
+    })
+}
+
+/// R22: the importing device sleeps too.
+fn importers_map_again_after_sleep(ctx: &Ctx) -> Result<()> {
+    if sysfs::read("/sys/power/pm_test").is_err() {
+        return ctx.skip("this kernel has no /sys/power/pm_test");
+    }
+    live_through(ctx, |_, _| sleep().map(drop))
+}
+
+/// R33: a fatal error on the link above the function, from which the kernel recovers by itself.
+fn importers_map_again_after_a_failed_link(ctx: &Ctx) -> Result<()> {
+    live_through(ctx, |provider, buffer| {
+        let before = condition(provider, buffer)?.1;
+        fail_the_link(ctx)?;
+        wait_until("the recovery", || {
+            condition(provider, buffer).is_ok_and(|(_, generation)| generation > before)
+        })?;
+        // The generation comes first, then the importers are told.
+        thread::sleep(DELAY);
+        Ok(())
     })
 }
 

@@ -189,18 +189,37 @@ fn a_revoked_buffer_stays_revoked_in_a_reset(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// R22: the devices are put to sleep and woken up again, as far as this machine can.
-pub(crate) fn sleep_brings_everything_back(ctx: &Ctx) -> Result<()> {
+/// Puts all devices to sleep and wakes them up again, 5 s later. Not possible on every kernel.
+pub(crate) fn sleep() -> Result<bool> {
     let Ok(tests) = sysfs::read("/sys/power/pm_test") else {
-        return ctx.skip("this kernel has no /sys/power/pm_test");
+        return Ok(false);
     };
     ensure!(tests.contains("devices"), "{tests}");
-    let provider = Provider::bind(ctx.npu(0)?)?;
-    let buffers = both(&provider)?;
     sysfs::write("/sys/power/pm_test", "devices")?;
     let slept = sysfs::write("/sys/power/state", "freeze");
     sysfs::write("/sys/power/pm_test", "none")?;
     slept?;
+    Ok(true)
+}
+
+/// A fatal error on the link above the NPU.
+pub(crate) fn fail_the_link(ctx: &Ctx) -> Result<()> {
+    let command = "pcie_aer_inject_error port-npu0 DLP";
+    let answer = ctx.host(HostOp::Qmp {
+        execute: "human-monitor-command".into(),
+        arguments: json!({ "command-line": command }),
+    })?;
+    ctx.note(format!("{command}: {answer}"));
+    Ok(())
+}
+
+/// R22: the devices are put to sleep and woken up again, as far as this machine can.
+pub(crate) fn sleep_brings_everything_back(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffers = both(&provider)?;
+    if !sleep()? {
+        return ctx.skip("this kernel has no /sys/power/pm_test");
+    }
     is_back(&provider, &buffers, 2)
 }
 
@@ -208,12 +227,7 @@ pub(crate) fn sleep_brings_everything_back(ctx: &Ctx) -> Result<()> {
 fn a_failed_link_recovers(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffers = both(&provider)?;
-    let command = "pcie_aer_inject_error port-npu0 DLP";
-    let answer = ctx.host(HostOp::Qmp {
-        execute: "human-monitor-command".into(),
-        arguments: json!({ "command-line": command }),
-    })?;
-    ctx.note(format!("{command}: {answer}"));
+    fail_the_link(ctx)?;
     wait_until("the recovery", || {
         condition(&provider, &buffers[0].0)
             .is_ok_and(|(state, generation, _)| state == BARBUF_STATE_REVOKED || generation == 2)
