@@ -21,16 +21,58 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const WANTED: &[&str] = &["nvme", "ext4", "vfio_pci", "vfio_iommu_type1"];
 /// The same on Debian's kernel alone.
 const WANTED_ON_STOCK: &[&str] = &["vgem", "vivid"];
-/// The examples that the guest runs: compiler, standard of the language, source, name.
-const EXAMPLES: &[(&str, &str, &str, &str)] = &[
-    ("gcc", "-std=gnu11", "receive.c", "receive-c"),
-    ("g++", "-std=c++17", "receive.cpp", "receive-cxx"),
-];
 /// The module under test.
 const PRODUCT: &str = "barbuf";
 
-/// A C program of the guest, `tests/vm/probe`, as ordinary programs of 64 and of 32 bits are.
-const PROBES: &[(&str, &str)] = &[("probe64", "-m64"), ("probe32", "-m32")];
+/// A program of the guest in C or C++.
+struct Foreign {
+    /// Where it lies in the guest.
+    path: &'static str,
+    compiler: &'static str,
+    /// The dialect that its users have, where that matters.
+    dialect: Option<&'static str>,
+    source: &'static str,
+}
+
+const fn foreign(
+    path: &'static str,
+    compiler: &'static str,
+    dialect: Option<&'static str>,
+    source: &'static str,
+) -> Foreign {
+    Foreign {
+        path,
+        compiler,
+        dialect,
+        source,
+    }
+}
+
+const fn reproducer(path: &'static str, source: &'static str) -> Foreign {
+    foreign(path, "gcc", None, source)
+}
+
+const FOREIGN: &[Foreign] = &[
+    foreign("/probe64", "gcc", Some("-m64"), "tests/vm/probe/probe.c"),
+    foreign("/probe32", "gcc", Some("-m32"), "tests/vm/probe/probe.c"),
+    foreign(
+        "/examples/receive-c",
+        "gcc",
+        Some("-std=gnu11"),
+        "examples/receive.c",
+    ),
+    foreign(
+        "/examples/receive-cxx",
+        "g++",
+        Some("-std=c++17"),
+        "examples/receive.cpp",
+    ),
+    reproducer("/reproducers/split-1g", "tests/reproducers/split-1g.c"),
+    reproducer("/reproducers/mremap-1g", "tests/reproducers/mremap-1g.c"),
+    reproducer("/reproducers/lost-folio", "tests/reproducers/lost-folio.c"),
+    reproducer("/reproducers/sg-leak", "tests/reproducers/sg-leak.c"),
+    reproducer("/reproducers/populate", "tests/reproducers/populate.c"),
+];
 
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -46,8 +88,8 @@ pub(crate) struct Programs {
     pub(crate) suites: PathBuf,
     /// The command `barbuf`.
     pub(crate) command: PathBuf,
-    /// Where they lie in the guest, and here.
-    pub(crate) probes: Vec<(String, PathBuf)>,
+    /// Those in C and C++: where they lie in the guest, and here.
+    pub(crate) foreign: Vec<(&'static str, PathBuf)>,
 }
 
 impl Programs {
@@ -77,21 +119,9 @@ impl Programs {
             .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
         Log::create(ctx, ctx.target.join("guest-programs.log"))?
             .run(&mut cargo, "the guest's programs could not be built")?;
-        let probes = PROBES
+        let foreign = FOREIGN
             .iter()
-            .map(|(name, bits)| {
-                let program = target_dir.join(name);
-                let mut gcc = Command::new("gcc");
-                gcc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", bits, "-o"])
-                    .arg(&program)
-                    .arg("-I")
-                    .arg(ctx.repo.join("uapi"))
-                    .arg(ctx.repo.join("tests/vm/probe/probe.c"));
-                Log::create(ctx, ctx.target.join(format!("{name}.log")))?
-                    .run(&mut gcc, &format!("{name} could not be built"))?;
-                Ok((format!("/{name}"), program))
-            })
-            .chain(Self::examples(ctx, &target_dir))
+            .map(|program| Ok((program.path, program.build(ctx, &target_dir)?)))
             .collect::<Result<_>>()?;
         step.done();
         let dir = target_dir.join(TARGET).join("release");
@@ -99,29 +129,8 @@ impl Programs {
             init: dir.join("barbuf-guest"),
             suites: dir.join("barbuf-suites"),
             command: dir.join("barbuf"),
-            probes,
+            foreign,
         })
-    }
-
-    /// Compiles the examples in C and C++, as their users would but for the libraries.
-    fn examples(ctx: &Ctx, dir: &Path) -> impl Iterator<Item = Result<(String, PathBuf)>> {
-        EXAMPLES
-            .iter()
-            .map(move |(compiler, standard, source, name)| {
-                let program = dir.join(name);
-                let mut command = Command::new(compiler);
-                command
-                    .args([
-                        "-static", "-O2", "-Wall", "-Wextra", "-Werror", standard, "-I",
-                    ])
-                    .arg(ctx.repo.join("uapi"))
-                    .arg(ctx.repo.join("examples").join(source))
-                    .arg("-o")
-                    .arg(&program);
-                Log::create(ctx, ctx.target.join(format!("{name}.log")))?
-                    .run(&mut command, &format!("{source} could not be built"))?;
-                Ok((format!("/examples/{name}"), program))
-            })
     }
 
     /// Puts the command into a directory, with what it writes about itself.
@@ -136,6 +145,26 @@ impl Programs {
     pub(crate) fn list(&self, option: &str) -> Result<Vec<ListedTest>> {
         let text = output(Command::new(&self.suites).arg(option))?;
         serde_json::from_str(&text).context("the list of tests is no list of tests")
+    }
+}
+
+impl Foreign {
+    /// Compiles it as its users would but for the libraries: the guest has none.
+    fn build(&self, ctx: &Ctx, dir: &Path) -> Result<PathBuf> {
+        let name = self.path.rsplit('/').next().unwrap_or(self.path);
+        let program = dir.join(name);
+        let mut command = Command::new(self.compiler);
+        command
+            .args(["-static", "-O2", "-Wall", "-Wextra", "-Werror"])
+            .args(self.dialect)
+            .arg("-I")
+            .arg(ctx.repo.join("uapi"))
+            .arg(ctx.repo.join(self.source))
+            .arg("-o")
+            .arg(&program);
+        Log::create(ctx, ctx.target.join(format!("{name}.log")))?
+            .run(&mut command, &format!("{} could not be built", self.source))?;
+        Ok(program)
     }
 }
 
