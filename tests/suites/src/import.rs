@@ -552,7 +552,7 @@ pub(crate) fn the_end_of_a_cpu_access(ctx: &Ctx) -> Result<()> {
 }
 
 /// Bytes of slab memory that cannot be reclaimed.
-fn slab() -> Result<i64> {
+pub(crate) fn slab() -> Result<i64> {
     let text = sysfs::read("/proc/meminfo")?;
     let kib = text
         .lines()
