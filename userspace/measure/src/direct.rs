@@ -13,12 +13,46 @@ use nix::errno::Errno;
 use nix::libc;
 
 use crate::clock::{Clock, thread_time};
+use crate::mapping::{Anchor, Target};
+use crate::report::Metric;
+use crate::{KIB, MIB};
 
 /// Nanoseconds of each run.
 #[derive(Clone, Debug, Default)]
 pub struct Direct {
     pub processor: Vec<u64>,
     pub whole: Vec<u64>,
+}
+
+/// The lengths that are measured, and as what.
+pub const LENGTHS: [(u64, Metric, Metric); 2] = [
+    (4 * KIB, Metric::Direct4kProcessor, Metric::Direct4k),
+    (MIB, Metric::Direct1mProcessor, Metric::Direct1m),
+];
+
+/// Reads of each of [`LENGTHS`] that fits, from the start of a file to that of a mapping that was touched. Nothing
+/// where there are no struct pages.
+pub fn into_mapping(
+    clock: Clock,
+    drive: &File,
+    target: &Target<'_>,
+) -> Result<Vec<(Metric, Vec<u64>)>> {
+    let _anchor = Anchor::behind(target)?;
+    let mapped = target.map()?;
+    mapped.touch();
+    let mut found = Vec::new();
+    for (len, processor, whole) in LENGTHS {
+        if len > target.len {
+            continue;
+        }
+        // SAFETY: The mapping holds nothing of Rust's.
+        match unsafe { read(clock, drive, mapped.at(0), len) } {
+            Ok(direct) => found.extend([(processor, direct.processor), (whole, direct.whole)]),
+            Err(error) if error.downcast_ref() == Some(&Errno::EFAULT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 /// pread(2) of the first `len` bytes of a file that was opened with O_DIRECT, to `memory`.

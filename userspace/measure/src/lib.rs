@@ -11,6 +11,7 @@
 //! - [`direct`]: file I/O past the page cache;
 //! - [`machine`]: whether time is real;
 //! - [`memory`]: struct pages and page tables, as /proc tells;
+//! - [`vfio`]: vfio-pci's own mmap and dma-buf;
 //! - [`report`]: rows, answers, JSON; [`table`]: the same for people.
 
 pub mod clock;
@@ -21,6 +22,7 @@ pub mod memory;
 pub mod process;
 pub mod report;
 pub mod table;
+pub mod vfio;
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;

@@ -2,7 +2,6 @@
 
 //! What executes the instructions of this machine: whether its clock says anything about hardware.
 
-use std::arch::x86_64::{__cpuid, CpuidResult};
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -18,33 +17,46 @@ pub enum Machine {
     Emulated(String),
 }
 
-/// Bit 31 of ecx of leaf 1: there is a hypervisor.
-const HYPERVISOR: u32 = 1 << 31;
-const SIGNATURE_LEAF: u32 = 0x4000_0000;
+/// What a hypervisor calls itself to its guests.
+#[cfg(target_arch = "x86_64")]
+fn signature() -> Option<String> {
+    use std::arch::x86_64::{__cpuid, CpuidResult};
 
-#[allow(unused_unsafe, reason = "later compilers know that it is safe")]
-fn cpuid(leaf: u32) -> CpuidResult {
-    // SAFETY: Every x86-64 processor has the instruction.
-    unsafe { __cpuid(leaf) }
+    /// Bit 31 of ecx of leaf 1: there is a hypervisor.
+    const HYPERVISOR: u32 = 1 << 31;
+    const SIGNATURE_LEAF: u32 = 0x4000_0000;
+
+    #[allow(unused_unsafe, reason = "later compilers know that it is safe")]
+    fn cpuid(leaf: u32) -> CpuidResult {
+        // SAFETY: Every x86-64 processor has the instruction.
+        unsafe { __cpuid(leaf) }
+    }
+
+    (cpuid(1).ecx & HYPERVISOR != 0).then(|| {
+        let leaf = cpuid(SIGNATURE_LEAF);
+        let bytes: Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx]
+            .iter()
+            .flat_map(|register| register.to_le_bytes())
+            .filter(|byte| byte.is_ascii_graphic())
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Elsewhere the firmware's words have to do.
+#[cfg(not(target_arch = "x86_64"))]
+fn signature() -> Option<String> {
+    None
 }
 
 impl Machine {
     /// Asks the processor, and the firmware's own words (DMI) below `sys`.
     pub fn detect(sys: &Path) -> Machine {
-        let signature = (cpuid(1).ecx & HYPERVISOR != 0).then(|| {
-            let leaf = cpuid(SIGNATURE_LEAF);
-            let bytes: Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx]
-                .iter()
-                .flat_map(|register| register.to_le_bytes())
-                .filter(|byte| byte.is_ascii_graphic())
-                .collect();
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
         let dmi = |name: &str| {
             let text = fs::read_to_string(sys.join("class/dmi/id").join(name));
             text.unwrap_or_default().trim().to_owned()
         };
-        Machine::judge(signature.as_deref(), &dmi("sys_vendor"))
+        Machine::judge(signature().as_deref(), &dmi("sys_vendor"))
     }
 
     fn judge(signature: Option<&str>, vendor: &str) -> Machine {

@@ -99,7 +99,7 @@ impl Drop for Child {
 ///
 /// Also if the child is killed by a signal, which the error names.
 pub fn fork_touch(clock: Clock, target: &Target<'_>) -> Result<Vec<u64>> {
-    let _anchor = Anchor::new(target.len)?;
+    let _anchor = Anchor::behind(target)?;
     let shared = Shared::new()?;
     let mapped = target.map()?;
     mapped.touch();
@@ -136,7 +136,7 @@ pub fn send_map_touch(clock: Clock, target: &Target<'_>) -> Result<Vec<u64>> {
         // SAFETY: The child makes system calls, reads memory and the clock.
         let child = unsafe {
             Child::start(|| {
-                let Ok(_anchor) = Anchor::new(target.len) else {
+                let Ok(_anchor) = Anchor::behind(target) else {
                     return 1;
                 };
                 ready.number().store(1, Ordering::Release);

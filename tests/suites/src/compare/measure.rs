@@ -153,14 +153,7 @@ impl Subject<'_> {
     fn life(&self, memory: &Memory) -> Result<()> {
         let life = life(CLOCK, &memory.target())?;
         let runs = life.mmap.len() as u64;
-        for (metric, samples) in [
-            (Metric::Mmap, life.mmap),
-            (Metric::Touch, life.touch),
-            (Metric::MmapTouch, life.mmap_touch),
-            (Metric::Retouch, life.retouch),
-            (Metric::Munmap, life.munmap),
-            (Metric::PageTables, life.page_tables),
-        ] {
+        for (metric, samples) in life.into_samples() {
             self.tell(metric, samples)?;
         }
         // Only barbuf can be asked what the mappings were made of.
@@ -193,20 +186,14 @@ impl Subject<'_> {
         Ok(())
     }
 
-    /// File I/O, where there are struct pages.
+    /// File I/O, where there are struct pages: only what the processor does, QEMU's drive is nobody's.
     fn direct(&self, memory: &Memory) -> Result<()> {
-        let _anchor = Anchor::new(memory.target().len)?;
-        let mapped = memory.target().map()?;
-        mapped.touch();
-        for (len, metric) in [
-            (4 * KIB, Metric::Direct4kProcessor),
-            (MIB, Metric::Direct1mProcessor),
-        ] {
-            // SAFETY: The mapping holds nothing of Rust's.
-            match unsafe { direct::read(CLOCK, self.drive, mapped.at(0), len) } {
-                Ok(direct) => self.tell(metric, direct.processor)?,
-                Err(error) if error.downcast_ref() == Some(&Errno::EFAULT) => {}
-                Err(error) => return Err(error),
+        for (metric, samples) in direct::into_mapping(CLOCK, self.drive, &memory.target())? {
+            if matches!(
+                metric,
+                Metric::Direct4kProcessor | Metric::Direct1mProcessor
+            ) {
+                self.tell(metric, samples)?;
             }
         }
         Ok(())
@@ -245,7 +232,7 @@ impl Subject<'_> {
             let Some((provider, buffer)) = memory.barbuf() else {
                 return Ok(());
             };
-            let _anchor = Anchor::new(memory.target().len)?;
+            let _anchor = Anchor::behind(&memory.target())?;
             let mapped = memory.target().map()?;
             mapped.touch();
             let (took, answer) = CLOCK.time(|| provider.node.revoke(buffer));
@@ -270,7 +257,7 @@ impl Subject<'_> {
             let Some(function) = memory.removable() else {
                 return Ok(());
             };
-            let _anchor = Anchor::new(memory.target().len)?;
+            let _anchor = Anchor::behind(&memory.target())?;
             let mapped = memory.target().map()?;
             mapped.touch();
             let (took, answer) = CLOCK.time(|| function.unbind());
@@ -304,10 +291,7 @@ fn host_memory(ctx: &Ctx) -> Result<()> {
             // SAFETY: Inside of the memory, which no slice borrows.
             unsafe { at.add(offset as usize).write_volatile(1) };
         }
-        for (len, metric) in [
-            (4 * KIB, Metric::Direct4kProcessor),
-            (MIB, Metric::Direct1mProcessor),
-        ] {
+        for (len, metric, _) in direct::LENGTHS {
             // SAFETY: The memory is ours, and no slice of it is alive.
             let direct = unsafe { direct::read(CLOCK, &drive, at, len) }?;
             let measured = Measurement {
