@@ -3,33 +3,14 @@
 //! Counting guest instructions.
 
 use std::arch::asm;
-use std::arch::x86_64::{_mm_lfence, _rdtsc};
 
 use anyhow::{Result, ensure};
 use barbuf_guest::figure::{Figure, Unit};
+use barbuf_measure::clock::{Clock, RUNS};
 
 use crate::support::Ctx;
 
-/// How often each quantity is measured.
-pub(crate) const RUNS: usize = 20;
-
-/// Instructions executed since the machine was started.
-///
-/// Under icount the time stamp counter advances by one per instruction, whatever the host does meanwhile.
-pub(crate) fn now() -> u64 {
-    // SAFETY: Every x86-64 processor has both.
-    unsafe {
-        _mm_lfence();
-        _rdtsc()
-    }
-}
-
-/// How many instructions something takes, and what it returns.
-pub(crate) fn time<T>(run: impl FnOnce() -> T) -> (u64, T) {
-    let start = now();
-    let value = run();
-    (now() - start, value)
-}
+pub(crate) const CLOCK: Clock = Clock::Instructions;
 
 /// Tells the host a quantity.
 pub(crate) fn tell(ctx: &Ctx, name: &str, unit: Unit, samples: Vec<u64>) -> Result<()> {
@@ -50,7 +31,7 @@ pub(crate) fn clock_counts_instructions(ctx: &Ctx) -> Result<()> {
         return ctx.skip("guest time does not count instructions on this machine");
     }
     const ROUNDS: u64 = 100_000;
-    let samples: Vec<u64> = (0..RUNS).map(|_| time(|| spin(ROUNDS)).0).collect();
+    let samples: Vec<u64> = (0..RUNS).map(|_| CLOCK.time(|| spin(ROUNDS)).0).collect();
     let best = samples.iter().copied().min().unwrap_or(0);
     let wanted = 2 * ROUNDS;
     ensure!(

@@ -3,9 +3,10 @@
 //! What an export costs: time, and memory for struct pages.
 
 use barbuf_guest::figure::Unit;
-use barbuf_guest::sysfs;
+use barbuf_measure::clock::RUNS;
+use barbuf_measure::memory::struct_page_bytes;
 
-use super::clock::{RUNS, tell, time};
+use super::clock::{CLOCK, tell};
 use super::touch::MEMORY_BAR;
 use crate::export::main_region;
 use crate::kit::prelude::*;
@@ -24,7 +25,7 @@ pub(crate) fn export(ctx: &Ctx) -> Result<()> {
         drop(request.send()?);
         let mut samples = Vec::new();
         for _ in 0..RUNS {
-            let (took, buffer) = time(|| request.send());
+            let (took, buffer) = CLOCK.time(|| request.send());
             drop(buffer?);
             samples.push(took);
         }
@@ -71,14 +72,14 @@ pub(crate) fn export_by_vfio(ctx: &Ctx) -> Result<()> {
     drop(vfio.dma_buf(&request)?);
     let mut samples = Vec::new();
     for _ in 0..RUNS {
-        let (took, buffer) = time(|| vfio.dma_buf(&request));
+        let (took, buffer) = CLOCK.time(|| vfio.dma_buf(&request));
         drop(buffer?);
         samples.push(took);
     }
     tell(ctx, "export_vfio", Unit::Ns, samples)
 }
 
-/// How many struct pages the kernel keeps for 32 GiB, once per backing.
+/// How many pages of memory the kernel fills with struct pages of 32 GiB, once per backing.
 pub(crate) fn struct_pages(ctx: &Ctx) -> Result<()> {
     for (name, page, shift) in [
         ("struct_pages_pfn", false, 0),
@@ -86,35 +87,22 @@ pub(crate) fn struct_pages(ctx: &Ctx) -> Result<()> {
         ("struct_pages_page_2m", true, BARBUF_PAGE_SHIFT_2M),
     ] {
         // The pages live as long as the provider.
-        let before = memmap_pages()?;
+        let before = struct_page_bytes()?;
         let provider = Provider::bind(ctx.npu(0)?)?;
         let len = main_region(&provider.node.info()?)?.length;
         let wanted = Export::at(0, len).leaf(shift);
         let buffer = provider
             .node
             .export(&if page { wanted.page() } else { wanted })?;
-        let with = memmap_pages()?;
+        let with = struct_page_bytes()?;
         drop(buffer);
         drop(provider);
-        let after = memmap_pages()?;
+        let after = struct_page_bytes()?;
         ensure!(
             after == before,
-            "{name}: {before} struct pages before, {after} after the provider has gone"
+            "{name}: {before} bytes of struct pages before, {after} after the provider has gone"
         );
-        tell(ctx, name, Unit::Pages, vec![with - before])?;
+        tell(ctx, name, Unit::Pages, vec![(with - before) / PAGE])?;
     }
     Ok(())
-}
-
-/// Pages of memory that hold struct pages, of which each has room for 64.
-fn memmap_pages() -> Result<u64> {
-    // Each CPU keeps a part of the count for itself until it is told to fold.
-    sysfs::write("/proc/sys/vm/stat_refresh", "1")?;
-    let text = sysfs::read("/proc/vmstat")?;
-    let count = |name| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
-    };
-    let boot = count("nr_memmap_boot_pages ").unwrap_or(0);
-    Ok(boot + count("nr_memmap_pages ").context("/proc/vmstat has no nr_memmap_pages")?)
 }

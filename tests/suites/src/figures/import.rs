@@ -6,8 +6,9 @@
 //! wants a group for itself. The addresses are one range behind the IOMMU.
 
 use barbuf_guest::figure::Unit;
+use barbuf_measure::clock::RUNS;
 
-use super::clock::{RUNS, tell};
+use super::clock::tell;
 use super::touch::MEMORY_BAR;
 use crate::export::main_region;
 use crate::kit::importer::Engine;

@@ -3,7 +3,7 @@
 //! The figures of `make figures`, measured in one boot of a machine whose time counts instructions.
 //!
 //! A benchmark and no test: nothing here fails because a number is large. Each function measures a few quantities
-//! [`RUNS`](clock::RUNS) times and tells them to the host (`userspace/xtask/src/vm/figures.rs`), which knows what they
+//! [`RUNS`](barbuf_measure::clock::RUNS) times and tells them to the host (`userspace/xtask/src/vm/figures.rs`), which knows what they
 //! should be.
 
 mod clock;

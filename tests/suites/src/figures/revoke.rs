@@ -3,10 +3,11 @@
 //! How long a revocation takes that has many mappings to find.
 
 use barbuf_guest::figure::Unit;
+use barbuf_measure::clock::RUNS;
 use nix::sys::signal::Signal;
 use nix::unistd::{pipe, read, write};
 
-use super::clock::{RUNS, tell, time};
+use super::clock::{CLOCK, tell};
 use crate::kit::map::mmap;
 use crate::kit::prelude::*;
 use crate::kit::process::Child;
@@ -61,7 +62,7 @@ fn revoke_once(provider: &Provider, backing: u32, mappings: u64) -> Result<u64> 
         );
     }
     ensure_eq!(provider.node.query(&buffer)?.raw.out_mappings, mappings);
-    let (took, answer) = time(|| provider.node.revoke(&buffer));
+    let (took, answer) = CLOCK.time(|| provider.node.revoke(&buffer));
     answer?;
     for mut child in children {
         child.signal(Signal::SIGKILL)?;

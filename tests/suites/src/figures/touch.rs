@@ -7,11 +7,12 @@
 use std::os::fd::AsFd;
 
 use barbuf_guest::figure::Unit;
+use barbuf_measure::clock::RUNS;
+use barbuf_measure::mapping::{Target, life};
 
-use super::clock::{RUNS, now, tell};
+use super::clock::{CLOCK, tell};
 use super::with_parameters;
 use crate::export::main_region;
-use crate::kit::map::mmap;
 use crate::kit::prelude::*;
 use crate::kit::vfio::Vfio;
 
@@ -85,65 +86,23 @@ fn touch_2m_of(ctx: &Ctx, provider: &Provider, name: &str, page: bool) -> Result
     Ok(())
 }
 
-/// Where every measured mapping begins: a multiple of 1 GiB, far from where the kernel puts anything by itself.
-const ADDRESS: u64 = 0x6000_0000_0000;
-
-/// A touched page in the 512 GiB of address space behind [`ADDRESS`], whose page table then exists already, as it does
-/// for most mappings of a process. Otherwise the place that the process was loaded to would decide what is measured.
-struct Anchor {
-    at: u64,
-}
-
-impl Anchor {
-    fn new(len: u64) -> Result<Anchor> {
-        let at = ADDRESS + len;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        // SAFETY: NOREPLACE: the mapping takes nobody's place.
-        let found = unsafe { libc::mmap(at as *mut _, PAGE as usize, READ_WRITE, flags, -1, 0) };
-        ensure!(found as u64 == at, "no room at {at:#x}: {}", Errno::last());
-        // SAFETY: Mapped above, and nobody else knows of it.
-        unsafe { found.cast::<u8>().write_volatile(1) };
-        Ok(Anchor { at })
-    }
-}
-
-impl Drop for Anchor {
-    fn drop(&mut self) {
-        // SAFETY: Mapped in `new`.
-        unsafe { libc::munmap(self.at as *mut _, PAGE as usize) };
-    }
-}
-
 /// Maps, touches a byte of every page, unmaps.
 fn measure(ctx: &Ctx, name: &str, file: impl AsFd, offset: u64, len: u64, page: u64) -> Result<()> {
-    let file = file.as_fd();
-    let _anchor = Anchor::new(len)?;
-    let (mut both, mut map, mut touch, mut unmap) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
-        let start = now();
-        // SAFETY: As for the anchor.
-        let at = unsafe { mmap(ADDRESS as usize, len, READ_WRITE, flags, file, offset) }?;
-        let mapped = now();
-        for byte in (0..len).step_by(page as usize) {
-            // SAFETY: Inside of the mapping, which is of memory that nobody revokes.
-            unsafe { at.add(byte as usize).read_volatile() };
-        }
-        let touched = now();
-        // SAFETY: Nobody else knows of the mapping.
-        Errno::result(unsafe { libc::munmap(at.cast(), len as usize) })?;
-        unmap.push(now() - touched);
-        both.push(touched - start);
-        map.push(mapped - start);
-        touch.push(touched - mapped);
-    }
+    let target = Target {
+        file: file.as_fd(),
+        offset,
+        len,
+        leaf: page,
+        phys_class: 0,
+    };
+    let life = life(CLOCK, &target)?;
     for (part, samples) in [
-        ("", both),
-        ("_mmap", map),
-        ("_touch", touch),
-        ("_munmap", unmap),
+        ("", life.mmap_touch),
+        ("_mmap", life.mmap),
+        ("_touch", life.touch),
+        ("_munmap", life.munmap),
     ] {
+        ensure_eq!(samples.len(), RUNS);
         tell(ctx, &format!("{name}{part}"), Unit::Ns, samples)?;
     }
     Ok(())
