@@ -9,6 +9,7 @@ mod abi;
 mod adopt;
 mod advice;
 mod arguments;
+mod bench;
 mod compare;
 mod cookie;
 mod defects;
@@ -81,6 +82,7 @@ const SUITES: &[Suite] = &[
     fuzz::SUITE,
     library::SUITE,
     passing::SUITE,
+    bench::SUITE,
     demo::SUITE,
     defects::SUITE,
 ];

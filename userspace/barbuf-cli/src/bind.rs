@@ -189,6 +189,13 @@ fn try_bind(
             _ => refused(),
         });
     }
+    wait_for_node(function)
+}
+
+/// # Errors
+///
+/// It does not come in time.
+pub(crate) fn wait_for_node(function: &Function) -> Result<()> {
     let deadline = Instant::now() + NODE_WITHIN;
     while !function.node.exists() {
         if Instant::now() >= deadline {

@@ -73,6 +73,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Get a buffer from `serve`, and run a command that has it as file descriptor 3
     Get(GetArgs),
+    /// Measure what mapping the memory of devices costs, by every way that they offer now
+    Bench(BenchArgs),
     /// Judge this machine: PASS, WARN or FAIL, with one line on what to do for each
     Doctor(DoctorArgs),
     /// Write manual pages or completions
@@ -375,6 +377,44 @@ impl FromStr for PidFd {
         });
         parts.ok_or_else(|| format!("{text:?} is no file descriptor of a process: write PID:FD"))
     }
+}
+
+/// What the rows are.
+const BENCH: &str = "\
+ROWS:
+  A provider is measured through barbuf with both backings and every page size that fits, a function of vfio-pci through
+  that, p2pmem that a driver has published through sysfs. Nothing is bound for it, so that one function is measured in
+  turns: barbuf bind, barbuf bench, barbuf unbind, and again with vfio-pci. A byte of every page is read, nothing is
+  written but what --file brings; buffers are new ones, of bytes that are free.
+
+  --json prints the report of `make compare`: {\"schema\":1, \"kernel\", \"accel\", \"clock\",
+  \"rows\":[{\"path\", \"region\", \"size\", \"metric\", \"unit\", \"min\", \"median\", \"max\", \"runs\"}], \"answers\"}; answers
+  tell what could not be measured. On an emulated machine the path of every row ends with (emulated).";
+
+#[derive(Args, Debug)]
+#[command(after_long_help = BENCH)]
+pub struct BenchArgs {
+    /// The functions, as 0000:03:00.0 or 03:00.0
+    #[arg(value_name = "DEVICE", required = true)]
+    pub devices: Vec<Bdf>,
+    /// The BAR to read from; the largest that holds no registers for certain unless told
+    #[arg(long, value_name = "BAR", value_parser = clap::value_parser!(u32).range(0..6))]
+    pub bar: Option<u32>,
+    /// How much to map at most; all that is free unless told
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub size: Option<u64>,
+    /// Only pages of this size; may be given several times
+    #[arg(long, value_enum, value_name = "SIZE")]
+    pub page_size: Vec<PageArg>,
+    /// Also read the first MiB of this file or block device into the memory, with O_DIRECT
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Also measure registering and removal: unbind the function and bind it again, many times
+    #[arg(long)]
+    pub rebind: bool,
+    /// Measure although the machine or a device is emulated, and mark every row
+    #[arg(long)]
+    pub emulated: bool,
 }
 
 #[derive(Args, Debug)]

@@ -32,6 +32,8 @@ pub enum Exit {
     Busy = 7,
     /// The data is not what it should be.
     Data = 8,
+    /// `bench`: the machine is emulated.
+    Emulated = 9,
     /// `export` or `get`: the command cannot be run.
     CannotRun = 126,
     /// `export` or `get`: there is no such command.
@@ -59,6 +61,10 @@ pub const EXIT_CODES: &[(Exit, &str)] = &[
         "the data differs from what it should be (`--sha256`)",
     ),
     (
+        Exit::Emulated,
+        "`bench`: the machine or a device is emulated, and `--emulated` was not given",
+    ),
+    (
         Exit::CannotRun,
         "`export` and `get`: the command cannot be run",
     ),
@@ -81,6 +87,7 @@ impl Exit {
             Exit::Gone => "gone",
             Exit::Busy => "busy",
             Exit::Data => "data",
+            Exit::Emulated => "emulated",
             Exit::CannotRun => "cannot-run",
             Exit::NoCommand => "no-command",
         }
@@ -182,6 +189,25 @@ impl From<barbuf::Error> for Error {
     }
 }
 
+impl From<anyhow::Error> for Error {
+    /// What the crate for measuring says.
+    fn from(error: anyhow::Error) -> Error {
+        let message = format!("{error:#}");
+        let error = match error.downcast::<Error>() {
+            Ok(ours) => return ours,
+            Err(error) => error,
+        };
+        let error = match error.downcast::<barbuf::Error>() {
+            Ok(error) => return error.into(),
+            Err(error) => error,
+        };
+        let raw = |error: &io::Error| error.raw_os_error().map(Errno::from_raw);
+        let errno = error.downcast_ref::<Errno>().copied();
+        let errno = errno.or(error.downcast_ref().and_then(raw));
+        Error::new(errno.map_or(Exit::Failed, Exit::of_errno), message)
+    }
+}
+
 /// What the error says, without the number that the standard library adds.
 pub fn plain(error: &io::Error) -> String {
     match error.raw_os_error() {
@@ -205,7 +231,7 @@ mod tests {
     #[test]
     fn every_exit_code_is_in_the_manual_once_and_in_order() {
         let numbers: Vec<u8> = EXIT_CODES.iter().map(|(exit, _)| *exit as u8).collect();
-        assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 126, 127]);
+        assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 126, 127]);
     }
 
     #[test]

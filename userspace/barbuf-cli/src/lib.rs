@@ -10,8 +10,9 @@
 //! - [`out`] prints, for people or for programs; [`error`] has the exit codes;
 //! - [`buffer`], [`export`], [`load`] make, fill and read buffers, [`copy`] moves their bytes;
 //! - [`serve`] is the broker, [`rules`] are its rules, [`get`] is its client;
-//! - [`doctor`] judges the machine.
+//! - [`doctor`] judges the machine, [`bench`] measures it.
 
+pub mod bench;
 pub mod bind;
 pub mod broker;
 pub mod buffer;
@@ -78,6 +79,7 @@ fn run(cli: &Cli, out: &Out) -> Result<u8> {
         Command::Route(args) => buffer::route(args, out),
         Command::Serve(args) => serve::run(args, out),
         Command::Get(args) => get::run(args, out),
+        Command::Bench(args) => bench::run(args, &sysfs, out),
         Command::Doctor(args) => doctor::run(args, &sysfs, out),
         Command::Manual(args) => manual::run(args, out),
     }
