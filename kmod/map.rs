@@ -14,11 +14,12 @@
 //! nor revoking takes that lock. A fatal signal ends the wait in both cases, and so does a
 //! revocation, if the device never comes back.
 //!
-//! Three things in the kernel go wrong with leaves of 1 GiB; this file stands in front of them:
+//! Four things in the kernel go wrong with leaves of 1 GiB; this file stands in front of them:
 //!
 //! - Splitting a VMA inside of one oopses: `mm` only knows how to split 2 MiB. See
 //!   [`Mapping::may_split`].
 //! - mremap clears one without flushing the TLB. See [`Mapping::opened`].
+//! - `pud_present()` does not know one that mprotect has taken all access from. See [`Mapping::access_taken`].
 //! - Folios in a VMA with `VM_MIXEDMAP` leak. Ours are in plain ones, on an inode with `S_DAX`.
 
 use crate::{
@@ -218,6 +219,18 @@ impl Area for Mapping {
         let start = PageOrder::Pud.align_down(at);
         vma.zap(Range::new(start, PageOrder::Pud.size()).map_err(crate::copy::errno)?);
         Ok(())
+    }
+
+    fn access_taken(&self, vma: &LockedVma<'_>, range: Range) {
+        let (first, end) = (
+            PageOrder::Pud.align_down(range.start()),
+            PageOrder::Pud.align_up(range.end()),
+        );
+        // What gets its access back refaults. A leaf lies in one VMA as a whole, so that `zap` cuts none.
+        if let Some(leaves) = end.and_then(|end| Range::between(first, end)) {
+            vma.exclude_faults();
+            vma.zap(leaves);
+        }
     }
 
     fn opened(&self, vma: &LockedVma<'_>) {

@@ -97,6 +97,12 @@ pub(crate) trait Area: Send + Sync + Sized + 'static {
     /// this returns `Ok`: the kernel cannot split one.
     fn may_split(&self, vma: &LockedVma<'_>, at: u64) -> Result;
 
+    /// mprotect is about to take every access from `range`, which lies in the VMA.
+    ///
+    /// Called with the mmap lock held for writing. An entry of 1 GiB must be gone when this returns: without access
+    /// the kernel takes it for one that is not there.
+    fn access_taken(&self, vma: &LockedVma<'_>, range: Range);
+
     /// A copy of the VMA has come into being: by fork, by a split, or because mremap is about to move page tables.
     ///
     /// Called with the mmap lock of `vma`'s address space held for writing.
@@ -480,11 +486,11 @@ impl<T: Area> Ops<T> {
         close: Some(Self::close),
         may_split: Some(Self::may_split),
         mremap: Some(Self::mremap),
+        mprotect: Some(Self::mprotect),
         fault: Some(Self::fault),
         huge_fault: Some(Self::huge_fault),
         pagesize: Some(Self::pagesize),
-        // No `access`: neither ptrace nor /proc/pid/mem reads device memory. No `mprotect`: VM_MAYEXEC and
-        // VM_MAYWRITE are cleared at setup, which is what the kernel checks.
+        // No `access`: neither ptrace nor /proc/pid/mem reads device memory.
         ..pin_init::zeroed()
     };
 
@@ -551,6 +557,30 @@ impl<T: Area> Ops<T> {
             }
             Err(error) => error.to_errno(),
         }
+    }
+
+    /// Refuses nothing: VM_MAYEXEC and VM_MAYWRITE are cleared at setup, which is what the kernel checks.
+    ///
+    /// # Safety
+    ///
+    /// For mm alone, which passes a VMA, or a fault on one, that [`NewVma::attach`] has set up, and
+    /// holds the locks that [`Area`] names.
+    unsafe extern "C" fn mprotect(
+        vma: *mut bindings::vm_area_struct,
+        start: c_ulong,
+        end: c_ulong,
+        new_flags: c_ulong,
+    ) -> c_int {
+        let access = flags::READ | flags::WRITE | flags::EXEC;
+        if let (0, Some(range)) = (
+            new_flags as bindings::vm_flags_t & access,
+            Range::between(start as u64, end as u64),
+        ) {
+            // SAFETY: As in `may_split`.
+            let (area, locked) = unsafe { (Self::area(vma), LockedVma(VmaRef::from_raw(vma))) };
+            area.access_taken(&locked, range);
+        }
+        0
     }
 
     /// # Safety

@@ -32,7 +32,9 @@ pub(crate) const SUITE: Suite = Suite {
         test!(the_whole_pool_and_not_a_byte_more).timeout(60),
         test!(release_gives_everything_back),
         test!(unbinding_the_owner_with_live_buffers).timeout(60),
-        test!(unplugging_the_owner_with_live_buffers).timeout(120),
+        test!(unplugging_the_owner_with_live_buffers)
+            .hotplug()
+            .timeout(120),
         test!(adopt_and_release_name_each_error),
     ],
 };

@@ -10,6 +10,7 @@ use crate::kit::importer::{
 use crate::kit::node::name;
 use crate::kit::pattern;
 use crate::kit::prelude::*;
+use crate::kit::slab;
 use crate::support::hash;
 
 use barbuf_guest::sysfs;
@@ -181,7 +182,7 @@ fn a_copy_beyond_4_gib(ctx: &Ctx) -> Result<()> {
         2 * GIB - PAGE,
         4 * GIB - PAGE,
         4 * GIB,
-        9 * GIB + 5 * PAGE,
+        all / 2 + 5 * PAGE,
         all - PAGE,
     ]
     .into_iter()
@@ -551,16 +552,6 @@ pub(crate) fn the_end_of_a_cpu_access(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of slab memory that cannot be reclaimed.
-pub(crate) fn slab() -> Result<i64> {
-    let text = sysfs::read("/proc/meminfo")?;
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("SUnreclaim:")?.trim().split(' ').next())
-        .context("/proc/meminfo has no SUnreclaim")?;
-    Ok(kib.parse::<i64>()? * 1024)
-}
-
 /// Defect 3: the kernel's helper loses the scatterlist at every unmap, 64 bytes and more; here it
 /// does not.
 fn a_hundred_thousand_rounds_leak_nothing(ctx: &Ctx) -> Result<()> {
@@ -575,9 +566,9 @@ fn a_hundred_thousand_rounds_leak_nothing(ctx: &Ctx) -> Result<()> {
     let importer = engine.importer()?;
     // What is kept for later is there after the first rounds.
     importer.cycle(&buffer, 0, 1_000)?;
-    let before = slab()?;
+    let before = slab::bytes()?;
     importer.cycle(&buffer, 0, rounds)?;
-    let grown = slab()? - before;
+    let grown = slab::bytes()? - before;
     ctx.note(format!("{rounds} rounds: {grown} bytes more"));
     // The defect takes 64 bytes a round, and with two entries more.
     ensure!(

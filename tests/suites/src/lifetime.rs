@@ -22,6 +22,7 @@ use crate::kit::pattern::word;
 use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::process::{Child, PROMPT, allow_fds, open_fds, within};
+use crate::kit::slab;
 
 pub(crate) const SUITE: Suite = Suite {
     name: "lifetime",
@@ -329,6 +330,14 @@ fn ten_thousand_buffers(ctx: &Ctx) -> Result<()> {
 
 /// Oracle 5: 20,000 buffers, one after the other, leave neither descriptors nor slab objects.
 fn nothing_grows(ctx: &Ctx) -> Result<()> {
+    /// What a buffer and its mappings are made of.
+    const CACHES: [&str; 5] = [
+        "filp",
+        "dentry",
+        "inode_cache",
+        "vm_area_struct",
+        "kmalloc-512",
+    ];
     let provider = Provider::bind(ctx.npu(0)?)?;
     let cycle = |count: u64| -> Result<()> {
         for i in 0..count {
@@ -343,10 +352,10 @@ fn nothing_grows(ctx: &Ctx) -> Result<()> {
         Ok(())
     };
     cycle(500)?;
-    let (fds, objects) = (open_fds()?, slab_objects()?);
+    let (fds, objects) = (open_fds()?, slab::objects(&CACHES)?);
     cycle(20_000)?;
     ensure!(open_fds()? == fds);
-    let now = slab_objects()?;
+    let now = slab::objects(&CACHES)?;
     for (cache, before) in objects {
         let after = now
             .iter()
@@ -359,28 +368,6 @@ fn nothing_grows(ctx: &Ctx) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The caches that a buffer touches, with their objects in use.
-fn slab_objects() -> Result<Vec<(String, u64)>> {
-    const CACHES: [&str; 5] = [
-        "filp",
-        "dentry",
-        "inode_cache",
-        "vm_area_struct",
-        "kmalloc-512",
-    ];
-    let text = sysfs::read("/proc/slabinfo")?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let name = words.next()?;
-            CACHES
-                .contains(&name)
-                .then_some((name.to_owned(), words.next()?.parse().ok()?))
-        })
-        .collect())
 }
 
 /// A control group of its own, until this is dropped.

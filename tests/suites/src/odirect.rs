@@ -160,10 +160,7 @@ pub(crate) fn memory_to_raw_drive(ctx: &Ctx) -> Result<()> {
 /// The same through a file of ext4, which was written in the ordinary way, and back into another.
 pub(crate) fn ext4_to_memory_and_back(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 24 * MIB;
-    if ctx.modules().has("ext4") {
-        ctx.modules().load("ext4", "")?;
-    }
-    let mounted = Mounted::ext4(&block_device(ctx.nvme(1)?)?, "/run/drive")?;
+    let mounted = Mounted::ext4(ctx, &block_device(ctx.nvme(1)?)?, "/run/drive")?;
     let (source, copy) = (mounted.0.join("source"), mounted.0.join("copy"));
     let sent = pattern::bytes(4, 0, LEN as usize);
     fs::write(&source, &sent)?;

@@ -27,7 +27,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(unbind_revokes).timeout(60),
         test!(rebind_with_old_descriptors_open).timeout(60),
         test!(removal_and_rescan).timeout(60),
-        test!(hot_unplug).timeout(120),
+        test!(hot_unplug).hotplug().timeout(120),
         test!(a_child_is_told_too),
     ],
 };

@@ -237,7 +237,10 @@ fn npu_is_unplugged_and_plugged_again(ctx: &Ctx) -> Result<()> {
     let before = memory(npu)?;
     ctx.host_write("npu0", 4096, b"kept")?;
     replug(ctx, npu)?;
-    wait_until("assignment of the BAR", || memory(npu).is_ok())?;
+    // sysfs shows it as soon as it is found, and that is before it has addresses.
+    wait_until("assignment of the BAR", || {
+        memory(npu).is_ok_and(|bar| bar.start != 0)
+    })?;
     ensure_eq!(memory(npu)?, before);
     enable(npu, true)?;
     let view = Room::new(PAGE, 0, PAGE)?;

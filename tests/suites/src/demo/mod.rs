@@ -79,8 +79,7 @@ fn a_model_goes_where_it_should(ctx: &Ctx) -> Result<()> {
     let mut rows = Vec::new();
 
     // 1: the file.
-    ctx.modules().load("ext4", "")?;
-    let mounted = Mounted::ext4(&block_device(drive)?, "/mnt/drive")?;
+    let mounted = Mounted::ext4(ctx, &block_device(drive)?, "/mnt/drive")?;
     let (file, bytes, sha256) = model(&mounted.0)?;
     rows.push(Row {
         step: "1 file on the drive",

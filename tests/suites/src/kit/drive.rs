@@ -14,6 +14,7 @@ use nix::libc;
 use nix::mount::{MsFlags, mount, umount};
 
 use super::pci::{Function, wait_until};
+use crate::support::Ctx;
 
 /// The block device of a drive, `/dev/nvme0n1`.
 pub(crate) fn block_device(device: &Device) -> Result<PathBuf> {
@@ -116,7 +117,11 @@ impl Drop for Aligned {
 pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {
-    pub(crate) fn ext4(device: &Path, at: &str) -> Result<Mounted> {
+    pub(crate) fn ext4(ctx: &Ctx, device: &Path, at: &str) -> Result<Mounted> {
+        // Where it is not built into the kernel.
+        if ctx.modules().has("ext4") {
+            ctx.modules().load("ext4", "")?;
+        }
         fs::create_dir_all(at)?;
         mount(
             Some(device),

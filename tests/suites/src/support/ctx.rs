@@ -21,6 +21,8 @@ pub(crate) struct Ctx {
     spec: BootSpec,
     modules: Modules,
     init: OwnedFd,
+    /// The test says of itself that it unplugs devices.
+    hotplug: bool,
 }
 
 /// The error that makes a test skipped instead of failed.
@@ -46,7 +48,7 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
 )]
 impl Ctx {
     /// The context that init has prepared.
-    pub(crate) fn from_init() -> io::Result<Self> {
+    pub(crate) fn from_init(hotplug: bool) -> io::Result<Self> {
         let spec: BootSpec = serde_json::from_str(&sysfs::read(BOOT_SPEC)?)?;
         // SAFETY: Init hands this descriptor to each test for this purpose, and this function is
         // called once, before anything else opens or closes descriptors.
@@ -56,6 +58,7 @@ impl Ctx {
             modules: Modules(spec.modules.clone()),
             spec,
             init,
+            hotplug,
         })
     }
 
@@ -125,6 +128,9 @@ impl Ctx {
 
     /// Asks the host for something; its refusal fails the test.
     pub(crate) fn host(&self, op: HostOp) -> Result<Value> {
+        if matches!(op, HostOp::DeviceDel { .. }) && !self.hotplug {
+            bail!("a test that unplugs a device must be listed with .hotplug()");
+        }
         let reply = self
             .ask(&op)
             .with_context(|| format!("asking the host for {op:?}"))?;

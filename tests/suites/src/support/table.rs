@@ -159,7 +159,7 @@ pub(crate) fn run<'a>(
     if let Err(error) = nix::unistd::setsid() {
         eprintln!("suites: setsid: {error}");
     }
-    let ctx = match Ctx::from_init() {
+    let ctx = match Ctx::from_init(found.hotplug) {
         Ok(ctx) => ctx,
         Err(error) => {
             eprintln!("suites: not started by the guest's init: {error}");

@@ -88,7 +88,7 @@ pub(crate) const SUITE: Suite = Suite {
         again!(revoke::unbind_revokes).timeout(60),
         again!(revoke::rebind_with_old_descriptors_open).timeout(60),
         again!(revoke::removal_and_rescan).timeout(60),
-        again!(revoke::hot_unplug).timeout(120),
+        again!(revoke::hot_unplug).hotplug().timeout(120),
         again!(races::faults_against_unbind).timeout(120),
         again!(reset::a_bus_reset_brings_everything_back).timeout(60),
         again!(reset::nobody_notices_a_reset_but_by_waiting).timeout(120),

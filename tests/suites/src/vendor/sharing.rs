@@ -11,7 +11,7 @@ use barbuf::Direction;
 
 use super::Vendor;
 use crate::export::main_region;
-use crate::import::{slab, sync};
+use crate::import::sync;
 use crate::kit::importer::{
     BIDIRECTIONAL, ENGINE, Engine, FROM_DEVICE, PIN, REMAP, STATIC, TO_DEVICE, monotonic_ns,
 };
@@ -19,6 +19,7 @@ use crate::kit::pattern;
 use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::process::{PROMPT, within};
+use crate::kit::slab;
 use crate::kit::vendor::Wanted;
 use crate::reimport::{moves_bytes, still_reads};
 use crate::support::hash;
@@ -217,9 +218,9 @@ pub(super) fn suspensions_leak_nothing_of_importers(ctx: &Ctx) -> Result<()> {
         Ok(())
     };
     cycle(200)?;
-    let before = slab()?;
+    let before = slab::bytes()?;
     cycle(rounds)?;
-    let grown = slab()? - before;
+    let grown = slab::bytes()? - before;
     ctx.note(format!("{rounds} rounds: {grown} bytes more"));
     // A scatterlist that is lost takes 64 bytes, and with two entries more.
     ensure!(
