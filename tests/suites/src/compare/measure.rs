@@ -12,7 +12,7 @@ use barbuf_measure::report::{Measurement, Metric};
 use barbuf_measure::{direct, process};
 
 use super::TOPOLOGIES;
-use super::paths::{Memory, PATHS, Path, region, size};
+use super::paths::{How, Memory, OF_CMB, PATHS, Path, region, size};
 use crate::kit::drive::{Aligned, block_device, open_direct};
 use crate::kit::importer::Engine;
 use crate::kit::prelude::*;
@@ -38,11 +38,14 @@ pub(crate) const TESTS: &[Test] = &[
     path_test("barbuf-page-2m", measure::<9>),
     path_test("barbuf-page-1g", measure::<10>),
     path_test("vfio-pci", measure::<11>),
+    path_test("device-dax-2m", measure::<12>),
+    path_test("device-dax-1g", measure::<13>),
     path_test("host-memory", host_memory),
 ];
 
-/// With pages of 4 KiB, sizes above this are registered and not mapped: that would take longer than all else.
-const MOST_4K: u64 = 32 * GIB;
+/// With pages of 4 KiB, time grows with the size, and would grow beyond all else: these sizes are mapped, and the
+/// others are registered only.
+const MAPPED_4K: [u64; 4] = [OF_CMB, GIB, 8 * GIB, 32 * GIB];
 
 /// Where everything is measured, and not only what a mapping of one process costs. With pages of 4 KiB the rest grows
 /// with the size as that does, and would take longer than all other paths together.
@@ -100,7 +103,7 @@ impl Subject<'_> {
 
     fn measure(&self) -> Result<()> {
         self.registration()?;
-        if self.path.leaf == PAGE && size(self.device) > MOST_4K {
+        if self.path.leaf == PAGE && !MAPPED_4K.contains(&size(self.device)) {
             return Ok(());
         }
         let memory = self.register()?;
@@ -118,36 +121,46 @@ impl Subject<'_> {
 
     /// Time and struct pages. What is registered by its own driver at boot is left as it is.
     fn registration(&self) -> Result<()> {
-        let by_its_driver = matches!(self.device.kind, DeviceKind::Nvme { .. });
+        if matches!(self.device.kind, DeviceKind::Nvme { .. }) {
+            return Ok(());
+        }
         let (mut times, mut pages) = (Vec::new(), Vec::new());
+        let memory = self.register()?;
+        // What else there was to do, loading the driver for one, belongs to the test.
+        let driver = memory
+            .driver()
+            .map(|(function, name)| (function.clone(), name));
+        let mut memory = Some(memory);
+        if let Some((function, _)) = &driver {
+            function.unbind()?;
+        } else {
+            memory = None;
+        }
+        let without = struct_page_bytes()?;
         CLOCK.repeat(|| {
-            let before = struct_page_bytes()?;
-            let (took, memory) = CLOCK.time(|| self.register());
-            let memory = memory?;
-            pages.push(struct_page_bytes()? - before);
-            times.push(match memory.p2pmem() {
-                // What else there was to do, loading the driver for one, belongs to the test.
-                Some(function) => {
-                    function.unbind()?;
-                    let (took, bound) = CLOCK.time(|| function.bind("p2pmem_npu"));
-                    bound?;
-                    took
-                }
-                None => took,
-            });
-            drop(memory);
+            let took = if let Some((function, name)) = &driver {
+                let (took, bound) = CLOCK.time(|| function.bind(name));
+                bound?;
+                pages.push(struct_page_bytes()? - without);
+                function.unbind()?;
+                took
+            } else {
+                let (took, memory) = CLOCK.time(|| self.register());
+                let _memory = memory?;
+                pages.push(struct_page_bytes()? - without);
+                took
+            };
+            times.push(took);
             let after = struct_page_bytes()?;
             ensure!(
-                after == before,
-                "{before} bytes of struct pages before, {after} after the memory has gone"
+                after == without,
+                "{without} bytes of struct pages before, {after} after the memory has gone"
             );
             Ok(())
         })?;
-        if !by_its_driver {
-            self.tell(Metric::Register, times)?;
-            self.tell(Metric::StructPages, pages)?;
-        }
-        Ok(())
+        drop(memory);
+        self.tell(Metric::Register, times)?;
+        self.tell(Metric::StructPages, pages)
     }
 
     fn life(&self, memory: &Memory) -> Result<()> {
@@ -226,12 +239,13 @@ impl Subject<'_> {
 
     /// BARBUF_REVOKE with everything mapped and touched.
     fn revocation(&self) -> Result<()> {
+        if !matches!(self.path.how, How::Barbuf(_)) {
+            return Ok(());
+        }
         let mut samples = Vec::new();
         CLOCK.repeat(|| {
             let memory = self.register()?;
-            let Some((provider, buffer)) = memory.barbuf() else {
-                return Ok(());
-            };
+            let (provider, buffer) = memory.barbuf().context("a buffer")?;
             let _anchor = Anchor::behind(&memory.target())?;
             let mapped = memory.target().map()?;
             mapped.touch();
@@ -240,23 +254,19 @@ impl Subject<'_> {
             samples.push(took);
             Ok(())
         })?;
-        match samples[..] {
-            [] => Ok(()),
-            _ => self.tell(Metric::Revoke, samples),
-        }
+        self.tell(Metric::Revoke, samples)
     }
 
     /// Unbinding the driver with everything mapped and touched.
     fn removal(&self) -> Result<()> {
-        if matches!(self.device.kind, DeviceKind::Nvme { .. }) {
+        let is_cmb = matches!(self.device.kind, DeviceKind::Nvme { .. });
+        if is_cmb || self.path.how == How::Vfio {
             return Ok(());
         }
         let mut samples = Vec::new();
         CLOCK.repeat(|| {
             let memory = self.register()?;
-            let Some(function) = memory.removable() else {
-                return Ok(());
-            };
+            let function = memory.removable().context("a function")?;
             let _anchor = Anchor::behind(&memory.target())?;
             let mapped = memory.target().map()?;
             mapped.touch();
@@ -265,10 +275,7 @@ impl Subject<'_> {
             samples.push(took);
             Ok(())
         })?;
-        match samples[..] {
-            [] => Ok(()),
-            _ => self.tell(Metric::Remove, samples),
-        }
+        self.tell(Metric::Remove, samples)
     }
 }
 

@@ -9,7 +9,8 @@ use barbuf_guest::protocol::{Device, DeviceKind};
 use barbuf_guest::sysfs;
 use barbuf_measure::mapping::Target;
 
-use crate::kit::p2pmem::{P2pmem, Variant};
+use crate::kit::dax::{self, Dax};
+use crate::kit::p2pmem::{self, P2pmem, Variant};
 use crate::kit::pci::Function;
 use crate::kit::prelude::*;
 use crate::kit::vfio::{DmaBufRequest, Vfio};
@@ -32,6 +33,8 @@ pub(crate) enum How {
     Barbuf(u32),
     /// vfio-pci's own mmap.
     Vfio,
+    /// device-dax over the BAR.
+    Dax,
 }
 
 const fn path(name: &'static str, leaf: u64, how: How) -> Path {
@@ -55,10 +58,12 @@ pub(crate) const PATHS: &[Path] = &[
     path("barbuf page 2M", 2 * MIB, PAGES),
     path("barbuf page 1G", GIB, PAGES),
     path("vfio-pci", GIB, How::Vfio),
+    path("device-dax 2M", 2 * MIB, How::Dax),
+    path("device-dax 1G", GIB, How::Dax),
 ];
 
 /// How much of a drive's CMB of 64 MiB is mapped: its driver needs a little for itself.
-const OF_CMB: u64 = 32 * MIB;
+pub(crate) const OF_CMB: u64 = 32 * MIB;
 /// The BAR of NPUs and of QEMU's drives that holds memory.
 const MEMORY_BAR: usize = 2;
 
@@ -98,6 +103,7 @@ enum Source {
     Npu(P2pmem),
     /// A drive's CMB, published by its own driver.
     Cmb(File),
+    Dax(Dax),
     Vfio {
         vfio: Vfio,
         offset: u64,
@@ -114,6 +120,11 @@ impl Path {
             How::Vfio => {
                 ctx.modules().load("vfio_iommu_type1", "")?;
                 ctx.modules().load("vfio_pci", "")?;
+            }
+            How::Dax => {
+                if !Dax::exists(ctx) {
+                    return ctx.skip("this kernel is without device-dax, or its interface");
+                }
             }
             How::Sysfs(Variant::Base) | How::Barbuf(_) => {}
             How::Sysfs(_) => {
@@ -132,6 +143,8 @@ impl Path {
             How::Vfio => true,
             // The drive's own driver has registered it, with pages of 4 KiB.
             How::Sysfs(Variant::Posted { .. }) if region(device) == "CMB" => false,
+            // And not as a dax device.
+            How::Dax if region(device) == "CMB" => false,
             _ => self.leaf <= size(device),
         }
     }
@@ -167,6 +180,7 @@ impl Path {
                 Source::Cmb(file.with_context(|| format!("cannot open {}", path.display()))?)
             }
             (How::Sysfs(variant), _) => Source::Npu(P2pmem::register(ctx, device, variant)?),
+            (How::Dax, _) => Source::Dax(Dax::register(ctx, device, self.leaf)?),
             (How::Vfio, _) => {
                 let vfio = Vfio::open(ctx, device)?;
                 let (offset, _) = vfio.bar(MEMORY_BAR)?;
@@ -187,6 +201,7 @@ impl Memory {
             Source::Barbuf { buffer, .. } => (buffer.as_fd(), 0, buffer.raw.out_phys_class),
             Source::Npu(p2pmem) => (p2pmem.as_fd(), 0, 0),
             Source::Cmb(file) => (file.as_fd(), 0, 0),
+            Source::Dax(dax) => (dax.as_fd(), 0, 0),
             Source::Vfio { vfio, offset } => (vfio.as_fd(), *offset, 0),
         };
         Target {
@@ -213,14 +228,15 @@ impl Memory {
             Source::Vfio { vfio, .. } => {
                 Some(vfio.dma_buf(&DmaBufRequest::new(MEMORY_BAR, 0, self.len))?)
             }
-            Source::Npu(_) | Source::Cmb(_) => None,
+            Source::Npu(_) | Source::Cmb(_) | Source::Dax(_) => None,
         })
     }
 
-    /// The function that is bound to a driver for p2pmem.
-    pub(crate) fn p2pmem(&self) -> Option<&Function> {
+    /// The function and its driver, where binding that is all there is to making the memory available.
+    pub(crate) fn driver(&self) -> Option<(&Function, &'static str)> {
         match &self.source {
-            Source::Npu(p2pmem) => Some(p2pmem.function()),
+            Source::Npu(p2pmem) => Some((p2pmem.function(), p2pmem::DRIVER)),
+            Source::Dax(dax) => Some((dax.function(), dax::DRIVER)),
             _ => None,
         }
     }
@@ -236,6 +252,7 @@ impl Memory {
         match &self.source {
             Source::Barbuf { provider, .. } => Some(&provider.function),
             Source::Npu(p2pmem) => Some(p2pmem.function()),
+            Source::Dax(dax) => Some(dax.function()),
             Source::Cmb(_) | Source::Vfio { .. } => None,
         }
     }

@@ -81,7 +81,9 @@ pub(crate) const TESTS: &[Test] = calls![
     8 "barbuf-page-4k",
     9 "barbuf-page-2m",
     10 "barbuf-page-1g",
-    11 "vfio-pci"
+    11 "vfio-pci",
+    12 "device-dax-2m",
+    13 "device-dax-1g"
 ];
 
 const LEN: u64 = 2 * GIB;

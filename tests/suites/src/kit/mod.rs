@@ -8,6 +8,7 @@
 //! did.
 
 pub(crate) mod command;
+pub(crate) mod dax;
 pub(crate) mod drive;
 pub(crate) mod importer;
 pub(crate) mod map;

@@ -17,7 +17,8 @@ use super::pci::Function;
 use super::{GIB, MIB, PAGE};
 use crate::support::Ctx;
 
-const DRIVER: &str = "p2pmem_npu";
+/// The driver of the PCI function.
+pub(crate) const DRIVER: &str = "p2pmem_npu";
 /// Whether leaves of 1 GiB are repaired, on a kernel that has the repairs.
 const REPAIRS: &str = "/sys/module/kernel/parameters/pud_repairs";
 

@@ -21,6 +21,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const WANTED: &[&str] = &["nvme", "ext4", "vfio_pci", "vfio_iommu_type1"];
 /// The same on Debian's kernel alone.
 const WANTED_ON_STOCK: &[&str] = &["vgem", "vivid"];
+/// And on the kernel of the comparison.
+const WANTED_ON_BASE: &[&str] = &["device_dax"];
 /// The module under test.
 const PRODUCT: &str = "barbuf";
 
@@ -173,8 +175,10 @@ impl Parts {
     pub(crate) fn gather(kernel: Kernel, programs: &Programs, ctx: &Ctx) -> Result<Self> {
         let built = module::build(&kernel, ctx)?;
         let mut wanted = WANTED.to_vec();
-        if kernel.flavour == Flavour::Stock {
-            wanted.extend(WANTED_ON_STOCK);
+        match kernel.flavour {
+            Flavour::Stock => wanted.extend(WANTED_ON_STOCK),
+            Flavour::Base => wanted.extend(WANTED_ON_BASE),
+            Flavour::Debug => {}
         }
         let mut modules = kmods::collect(&kernel.modules, &wanted)
             .with_context(|| format!("the modules of the {} kernel", kernel.flavour))?;

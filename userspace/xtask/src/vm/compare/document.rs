@@ -82,8 +82,12 @@ pub(super) fn markdown(report: &Report) -> String {
          <!-- Written by `make compare`. -->\n\n\
          # Comparison\n\n\
          Kernel {}. Machine: {}. Time: {}.\n\
-         Every value is the minimum of 20 runs, or of 3 where a run takes over a second. [{REPORT}]({REPORT})\n\
-         has median and maximum too. All mappings are uncached. Repeat it with `make compare`.\n\n",
+         Every value is the minimum of 20 runs, or of 3 where a run takes over a tenth of a second: instructions hardly\n\
+         vary. [{REPORT}]({REPORT}) has median and maximum too.\n\n\
+         Repeat it with `make compare`, or with `make compare ARGS='--boots 2'`, which measures twice and tells which\n\
+         minima differ. Paths with pages of 4 KiB are mapped at 1, 8 and 32 GiB only, and are forked, sent and removed\n\
+         at 1 GiB only: their time grows with the size, and would be most of the time of the whole. The share of\n\
+         pinning in `O_DIRECT` is not told apart; what is more than for host memory is what the device's pages cost.\n\n",
         report.kernel, report.accel, report.clock
     );
     text += "| path | what it is |\n|---|---|\n";

@@ -41,7 +41,11 @@ const KNOWN: &[Known] = &[
         "the series as it was posted, pages of 2 MiB",
     ),
     known("S 1G", "posted", "the same, pages of 1 GiB"),
-    known("R 2M", "reviewed", "the same, pages of 2 MiB"),
+    known(
+        "R 2M",
+        "reviewed",
+        "what its reviewers asked for, pages of 2 MiB",
+    ),
     known("R 1G", "reviewed", "the same, pages of 1 GiB"),
     known(
         "barbuf pfn 4K",
@@ -73,7 +77,7 @@ const KNOWN: &[Known] = &[
     known(
         "device-dax 2M",
         "dax",
-        "device-dax over emulated persistent memory, pages of 2 MiB",
+        "device-dax over the same BAR, pages of 2 MiB",
     ),
     known("device-dax 1G", "dax", "the same, pages of 1 GiB"),
     known(
