@@ -53,15 +53,12 @@ fn reaches(report: &Report) -> Vec<Reach> {
     // Its mmap fills in every page, so that no touch is needed.
     let stock = min(STOCK, SIZE, Metric::Mmap);
     let pages = |path: &str, size| min(path, size, Metric::StructPages);
-    let broken = report.answers.iter().filter(|answer| {
-        answer.path.starts_with("barbuf")
-            && !matches!(answer.verdict, Verdict::Ok | Verdict::Absent)
-    });
-    let asked = report
-        .answers
-        .iter()
-        .filter(|answer| answer.path.starts_with("barbuf"))
-        .count();
+    let asked = || {
+        let answers = report.answers.iter();
+        answers.filter(|answer| answer.path.starts_with("barbuf"))
+    };
+    let broken = asked().filter(|answer| !answer.verdict.is_harmless());
+    let refused = asked().filter(|answer| answer.verdict == Verdict::Refused);
     vec![
         Reach {
             what: "mmap + first touch of 32 GiB, barbuf page 1G : S 1G",
@@ -96,9 +93,13 @@ fn reaches(report: &Report) -> Vec<Reach> {
         },
         Reach {
             what: "mapping tests that barbuf does not pass",
-            value: (asked > 0).then(|| broken.count() as f64),
+            value: (asked().count() > 0).then(|| broken.count() as f64),
             limit: Limit::AtMost(0.0),
-            from: format!("{asked} tests"),
+            from: format!(
+                "{} tests, {} of them answered by the errno that is documented",
+                asked().count(),
+                refused.count()
+            ),
         },
     ]
 }
