@@ -143,6 +143,7 @@ impl Path {
             How::Vfio => true,
             // The drive's own driver has registered it, with pages of 4 KiB.
             How::Sysfs(Variant::Posted { .. }) if region(device) == "CMB" => false,
+            How::Barbuf(BARBUF_BACKING_PAGE) if region(device) == "CMB" => self.leaf == PAGE,
             // And not as a dax device.
             How::Dax if region(device) == "CMB" => false,
             _ => self.leaf <= size(device),
