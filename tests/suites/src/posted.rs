@@ -101,8 +101,24 @@ fn what_is_not_needed_never_comes_back(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
+/// Runs on each processor once: an idle one keeps the memory map of the process before, whose counters are looked at
+/// when nobody has it any more.
+fn visit_all_processors() -> Result<()> {
+    for cpu in 0..std::thread::available_parallelism()?.get() {
+        // SAFETY: All zeros are an empty set.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: The set is ours, and far larger than the number of processors.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+        // SAFETY: The set lives; its size is told.
+        Errno::result(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) })?;
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 /// A machine whose memory is lost cannot unbind the driver any more.
 fn throw_away(memory: P2pmem) -> Result<()> {
+    visit_all_processors()?;
     std::mem::forget(memory);
     sysfs::write("/proc/sys/kernel/sysrq", "1")?;
     sysfs::write("/proc/sysrq-trigger", "c")?;
