@@ -301,52 +301,61 @@ pub(crate) fn unbinding_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
 fn hot_unplug_with_importers(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     for flags in [0, STATIC] {
-        let provider = Provider::bind(ctx.npu(0)?)?;
-        let export = Export::any(MIB).flag(BARBUF_EXPORT_STATIC_IMPORT);
-        let buffer = provider.node.export(&export)?;
-        let importer = engine.importer()?;
-        importer.attach_delayed(&buffer, flags, DELAY)?;
-        importer.map(BIDIRECTIONAL)?;
-        let unplug = || {
-            ctx.host(HostOp::DeviceDel { id: "npu0".into() })?;
-            wait_until("the device gone", || !provider.function.dir().exists())
-        };
-        if flags == STATIC {
-            let revoked = || {
-                let query = Node::control()?.query(&buffer)?.raw;
-                anyhow::Ok(query.out_state == BARBUF_STATE_REVOKED)
-            };
-            scope(|threads| {
-                let unplugging = threads.spawn(unplug);
-                let outcome = (|| {
-                    wait_until("the revocation", || revoked().unwrap_or(false))?;
-                    sleep(DELAY);
-                    ensure!(
-                        provider.function.dir().exists() && !unplugging.is_finished(),
-                        "the device went before the importer"
-                    );
-                    importer.load_host(&pattern::bytes(11, 0, ENGINE))?;
-                    Ok(importer.store(0, ENGINE)?)
-                })();
-                importer.detach()?;
-                let unplugged = unplugging.join();
-                outcome?;
-                unplugged.map_err(|_| anyhow::anyhow!("the unplugging thread panicked"))?
-            })?;
-        } else {
-            unplug()?;
-            let state = importer.state()?;
-            ensure!(state.mapped == 0 && state.invalidations == 1, "{state:?}");
-            ensure_eq!(importer.map(BIDIRECTIONAL).map(drop), Err(Errno::ENODEV));
-        }
-        ctx.host(HostOp::DeviceAdd { id: "npu0".into() })?;
+        let outcome = unplugged_under(ctx, &engine, flags);
         let device = ctx.npu(0)?;
+        if Function::of(device).is_err() {
+            ctx.host(HostOp::DeviceAdd { id: "npu0".into() })?;
+        }
         wait_until("the device back", || {
             Function::of(device)
                 .is_ok_and(|function| function.bar(2).is_ok_and(|bar| bar.start != 0))
         })?;
+        outcome?;
     }
     Ok(())
+}
+
+/// Unplugs the NPU under such an importer.
+fn unplugged_under(ctx: &Ctx, engine: &Engine, flags: u32) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let export = Export::any(MIB).flag(BARBUF_EXPORT_STATIC_IMPORT);
+    let buffer = provider.node.export(&export)?;
+    let importer = engine.importer()?;
+    importer.attach_delayed(&buffer, flags, DELAY)?;
+    importer.map(BIDIRECTIONAL)?;
+    let unplug = || {
+        ctx.host(HostOp::DeviceDel { id: "npu0".into() })?;
+        wait_until("the device gone", || !provider.function.dir().exists())
+    };
+    if flags != STATIC {
+        unplug()?;
+        let state = importer.state()?;
+        ensure!(state.mapped == 0 && state.invalidations == 1, "{state:?}");
+        ensure_eq!(importer.map(BIDIRECTIONAL).map(drop), Err(Errno::ENODEV));
+        return Ok(());
+    }
+    scope(|threads| {
+        let unplugging = threads.spawn(unplug);
+        let outcome = (|| {
+            wait_until("the revocation", || {
+                let query = Node::control().map(|node| node.query(&buffer));
+                query.is_ok_and(|query| {
+                    query.is_ok_and(|query| query.raw.out_state == BARBUF_STATE_REVOKED)
+                })
+            })?;
+            sleep(DELAY);
+            ensure!(
+                provider.function.dir().exists() && !unplugging.is_finished(),
+                "the device went before the importer"
+            );
+            importer.load_host(&pattern::bytes(11, 0, ENGINE))?;
+            Ok(importer.store(0, ENGINE)?)
+        })();
+        importer.detach()?;
+        let unplugged = unplugging.join();
+        outcome?;
+        unplugged.map_err(|_| anyhow::anyhow!("the unplugging thread panicked"))?
+    })
 }
 
 /// The owner of a pool goes while a device has addresses of it: the importer is told, everything
