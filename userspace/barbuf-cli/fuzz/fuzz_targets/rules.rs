@@ -3,50 +3,17 @@
 //! The parser of the broker's rules: whatever the file says, it neither panics nor lets anything
 //! pass that the rules forbid.
 //!
-//! `cargo +nightly fuzz run rules seeds/rules` runs it under libFuzzer. Where there is no nightly,
+//! `cargo +nightly fuzz run rules seeds/rules` runs it under libFuzzer. Where there is no cargo-fuzz,
 //! `cargo run --release --no-default-features -- RUNS` mutates the seeds without coverage.
 
 #![cfg_attr(feature = "libfuzzer", no_main)]
 
-use barbuf_cli::rules::{Caller, Names, Rules};
+#[path = "../check.rs"]
+mod check;
 
-struct Fixed;
-
-impl Names for Fixed {
-    fn uid(&self, user: &str) -> Option<u32> {
-        (user == "alice").then_some(1000)
-    }
-
-    fn gid(&self, group: &str) -> Option<u32> {
-        (group == "render").then_some(44)
-    }
-}
-
-fn check(bytes: &[u8]) {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let rules = match Rules::parse(text, &Fixed) {
-        Ok(rules) => rules,
-        Err(error) => {
-            assert_eq!(error.message.lines().count(), 1, "{}", error.message);
-            return;
-        }
-    };
-    // An accepted rule names its bytes and somebody.
-    let stranger = Caller { uid: 4_294_967_294, gids: vec![4_294_967_293] };
-    for rule in &rules.buffers {
-        assert!(rule.length > 0 && rule.length % 4096 == 0);
-        assert!(rule.offset.unwrap_or(0).checked_add(rule.length).is_some());
-        assert!(!rule.allow.is_empty());
-        for allow in &rule.allow {
-            assert!(allow.user.is_none() && allow.group.is_none());
-            assert!(allow.uid.is_some() != allow.gid.is_some());
-        }
-        let named = rule.allow.iter().any(|allow| {
-            allow.uid == Some(stranger.uid) || allow.gid == Some(stranger.gids[0])
-        });
-        assert_eq!(rules.find(&rule.name, &stranger).is_some(), named);
-    }
-}
+use check::check;
+#[cfg(not(feature = "libfuzzer"))]
+use {barbuf_cli::rules::Rules, check::Fixed};
 
 #[cfg(feature = "libfuzzer")]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check(bytes));
