@@ -9,6 +9,7 @@
 mod clock;
 mod export;
 mod import;
+mod receive;
 mod revoke;
 mod touch;
 
@@ -21,6 +22,7 @@ use crate::support::{Ctx, Suite, test};
 use clock::clock_counts_instructions;
 use export::{export, export_by_vfio, struct_pages};
 use import::{import, import_by_vfio};
+use receive::{first_map_exporter, receive, receive_bare};
 use revoke::revoke;
 use touch::{touch_1g, touch_1g_by_vfio, touch_2m, touch_2m_one_by_one};
 
@@ -38,6 +40,9 @@ pub(crate) const SUITE: Suite = Suite {
         test!(struct_pages).on(TOPOLOGIES).timeout(120),
         test!(export).on(TOPOLOGIES).timeout(120),
         test!(revoke).on(TOPOLOGIES).timeout(300),
+        test!(receive).on(TOPOLOGIES).timeout(120),
+        test!(receive_bare).on(TOPOLOGIES).timeout(120),
+        test!(first_map_exporter).on(TOPOLOGIES).timeout(120),
         test!(touch_1g_by_vfio).on(TOPOLOGIES).timeout(120),
         test!(export_by_vfio).on(TOPOLOGIES).timeout(120),
         test!(import).on(IMPORT).timeout(120),

@@ -119,6 +119,16 @@ const ROWS: &[Row] = &[
         measure: Ratio("import_barbuf_entries", "import_vfio_entries"),
         at_most: 1.0,
     },
+    Row {
+        what: "buffer sent and received by the crate : a bare descriptor",
+        measure: Ratio("pass_buffer", "pass_bare"),
+        at_most: 2.0,
+    },
+    Row {
+        what: "first mmap + touch of every GiB, receiver : owner",
+        measure: Ratio("first_map_receiver", "first_map_exporter"),
+        at_most: 1.1,
+    },
 ];
 
 /// Measures, prints the tables, writes the JSON.
