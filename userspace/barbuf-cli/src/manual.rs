@@ -54,8 +54,13 @@ fn pages(command: &clap::Command, dir: &Path) -> io::Result<Vec<String>> {
 
 fn page(command: clap::Command) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let man = Man::new(command.clone()).manual("barbuf");
-    man.render_title(&mut bytes)?;
+    let man = Man::new(command.clone());
+    // Not `render_title`: it drops a date that is empty, and what follows takes its place.
+    let (name, version) = (command.get_name(), env!("CARGO_PKG_VERSION"));
+    writeln!(
+        bytes,
+        r#".TH {name} 1 "" "barbuf {version}" "User Commands""#
+    )?;
     man.render_name_section(&mut bytes)?;
     man.render_synopsis_section(&mut bytes)?;
     man.render_description_section(&mut bytes)?;
@@ -97,6 +102,10 @@ mod tests {
         assert!(written.len() > 4, "{written:?}");
         for path in written {
             let text = fs::read_to_string(&path).unwrap();
+            let name = Path::new(&path).file_stem().unwrap().to_str().unwrap();
+            let version = env!("CARGO_PKG_VERSION");
+            let title = format!(".TH {name} 1 \"\" \"barbuf {version}\" \"User Commands\"");
+            assert!(text.lines().any(|line| line == title), "{path}");
             assert!(text.contains(".SH NAME"), "{path}");
             for (exit, _) in EXIT_CODES {
                 assert!(text.contains(&format!("\\fB{}\\fR", *exit as u8)), "{path}");
