@@ -5,6 +5,8 @@
 //! The buffer holds its own offsets, so that a receiver has something to look at. Ends, and takes
 //! the buffer back, when it is interrupted.
 
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixListener;
 
 use barbuf::pass::{Descriptor, send};
@@ -32,6 +34,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     access.finish()?;
 
+    // What a run that was interrupted has left there.
+    if fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket()) {
+        fs::remove_file(&path)?;
+    }
     let listener = UnixListener::bind(&path)?;
     println!("{SIZE} bytes for whoever connects to {path}");
     let descriptor = Descriptor {
