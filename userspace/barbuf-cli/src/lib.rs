@@ -10,7 +10,7 @@
 //! - [`out`] prints, for people or for programs; [`error`] has the exit codes;
 //! - [`buffer`], [`export`], [`load`] make, fill and read buffers, [`copy`] moves their bytes;
 //! - [`serve`] is the broker, [`rules`] are its rules, [`get`] is its client;
-//! - [`doctor`] judges the machine, [`bench`] measures it.
+//! - [`doctor`] judges the machine, [`bench`](mod@bench) measures it.
 
 pub mod bench;
 pub mod bind;

@@ -2,8 +2,8 @@
 
 //! `barbuf bench`: what mapping the memory of this machine's devices costs, in real time.
 //!
-//! The rows are those of `make compare`, as far as a machine has them: [`path`] knows the ways to map what a function
-//! offers, [`rebind`] measures what comes before and after. The crate `barbuf-measure` measures, here as there.
+//! The rows are those of `make compare`, as far as a machine has them: `path` knows the ways to map what a function
+//! offers, `rebind` measures what comes before and after. The crate `barbuf-measure` measures, here as there.
 //!
 //! Time that passes on an emulated machine says how fast the emulator is, and must not be taken for more: there
 //! nothing is measured, or every row is marked.

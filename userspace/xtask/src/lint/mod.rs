@@ -28,8 +28,8 @@ const DIALECTS: &[(&str, &str, &str)] = &[
     ("clang++", "c++", "c++17"),
 ];
 
-/// The crates that others can depend on.
-const PUBLISHED: &[&str] = &["barbuf-sys", "barbuf"];
+/// The crates that are published: the command, and all that it depends on.
+const PUBLISHED: &[&str] = &["barbuf-sys", "barbuf", "barbuf-measure", "barbuf-cli"];
 
 /// What the checks work on.
 struct Tree<'a> {
