@@ -322,6 +322,7 @@ static int importer_move(struct importer *importer,
 {
 	struct importer_move move;
 	void __user *memory;
+	void *bytes;
 	int result;
 
 	if (copy_from_user(&move, arg, sizeof(move)))
@@ -339,15 +340,23 @@ static int importer_move(struct importer *importer,
 		dma_resv_unlock(importer->dmabuf->resv);
 		return result;
 	}
+	/* Outside of engine.lock: a fault may take the reservation lock. */
+	bytes = store ? kmalloc(move.length, GFP_KERNEL) :
+			memdup_user(memory, move.length);
+	if (!bytes)
+		return -ENOMEM;
+	if (IS_ERR(bytes))
+		return PTR_ERR(bytes);
 	mutex_lock(&engine.lock);
-	if (!store && copy_from_user(engine.bounce, memory, move.length))
-		result = -EFAULT;
-	else
-		result = engine_move(engine.bounce_addr, 0, move.length, store);
-	if (!result && store &&
-	    copy_to_user(memory, engine.bounce, move.length))
-		result = -EFAULT;
+	if (!store)
+		memcpy(engine.bounce, bytes, move.length);
+	result = engine_move(engine.bounce_addr, 0, move.length, store);
+	if (!result && store)
+		memcpy(bytes, engine.bounce, move.length);
 	mutex_unlock(&engine.lock);
+	if (!result && store && copy_to_user(memory, bytes, move.length))
+		result = -EFAULT;
+	kfree(bytes);
 	return result;
 }
 
