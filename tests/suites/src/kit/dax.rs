@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context as _, Result};
 use barbuf_guest::protocol::Device;
-use barbuf_guest::{modules, sysfs};
+use barbuf_guest::sysfs;
 
-use super::pci::Function;
+use super::pci::{Function, Lent};
 use crate::support::Ctx;
 
 /// The driver of the PCI function.
@@ -21,7 +21,7 @@ pub(crate) const DRIVER: &str = "bar_dax";
 pub(crate) struct Dax {
     /// Closed before the driver is unbound.
     file: File,
-    bound: Bound,
+    lent: Lent,
 }
 
 impl Dax {
@@ -41,15 +41,13 @@ impl Dax {
             format!("/sys/module/{DRIVER}/parameters/align"),
             &page.to_string(),
         )?;
-        let bound = Bound(Function::of(device)?);
-        bound.0.unbind()?;
-        bound.0.bind(DRIVER)?;
-        let file = open(&bound.0)?;
-        Ok(Dax { file, bound })
+        let lent = Lent::to(Function::of(device)?, DRIVER)?;
+        let file = open(lent.function())?;
+        Ok(Dax { file, lent })
     }
 
     pub(crate) fn function(&self) -> &Function {
-        &self.bound.0
+        self.lent.function()
     }
 }
 
@@ -70,25 +68,4 @@ fn open(function: &Function) -> Result<File> {
     let path = format!("/dev/{name}");
     let file = OpenOptions::new().read(true).write(true).open(&path);
     file.with_context(|| format!("cannot open {path}"))
-}
-
-/// A function that may be bound to the driver.
-#[derive(Debug)]
-struct Bound(Function);
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        let unload = || match modules::is_loaded(DRIVER) {
-            true => modules::unload(DRIVER),
-            false => Ok(()),
-        };
-        let results = [
-            self.0.unbind(),
-            self.0.restore(),
-            unload().map_err(Into::into),
-        ];
-        for error in results.into_iter().filter_map(Result::err) {
-            eprintln!("cannot undo {DRIVER}: {error:#}");
-        }
-    }
 }

@@ -9,11 +9,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use barbuf_guest::protocol::Device;
-use barbuf_guest::{modules, sysfs};
+use barbuf_guest::sysfs;
 use nix::errno::Errno;
 
 use super::map::{Mapping, Place, READ_WRITE, Window};
-use super::pci::Function;
+use super::pci::{Function, Lent};
 use super::{GIB, MIB, PAGE};
 use crate::support::Ctx;
 
@@ -73,7 +73,8 @@ impl Variant {
 pub(crate) struct P2pmem {
     /// Of `p2pmem/allocate`. Closed before the driver is unbound.
     file: File,
-    bound: Bound,
+    lent: Lent,
+    _repairs: Repairs,
 }
 
 #[allow(
@@ -102,11 +103,9 @@ impl P2pmem {
         };
         set("align", variant.alignment())?;
         set("size", size)?;
-        let bound = Bound(Function::of(device)?);
-        bound.0.unbind()?;
-        bound.0.bind(DRIVER)?;
+        let lent = Lent::to(Function::of(device)?, DRIVER)?;
 
-        let dir = bound.0.dir().join("p2pmem");
+        let dir = lent.function().dir().join("p2pmem");
         let limit = dir.join("max_page_size");
         match variant {
             // The alignment has said it.
@@ -115,9 +114,13 @@ impl P2pmem {
             Variant::Base if !limit.exists() => (),
             _ => sysfs::write(&limit, &variant.page().to_string())?,
         }
-        repair(!matches!(variant, Variant::Posted { .. }))?;
+        let repairs = Repairs::set(!matches!(variant, Variant::Posted { .. }))?;
         let file = open(&dir)?;
-        Ok(P2pmem { file, bound })
+        Ok(P2pmem {
+            file,
+            lent,
+            _repairs: repairs,
+        })
     }
 
     /// Sets the largest page of further mappings (of R, and base with 4 KiB).
@@ -130,7 +133,7 @@ impl P2pmem {
     }
 
     pub(crate) fn function(&self) -> &Function {
-        &self.bound.0
+        self.lent.function()
     }
 
     /// Bytes that are not allocated.
@@ -158,24 +161,22 @@ fn open(dir: &Path) -> Result<File> {
     file.with_context(|| format!("cannot open {}", path.display()))
 }
 
-/// A function that may be bound to the driver, and machine-wide switches that may be set.
+/// The machine-wide switch of the repairs, which is on again when this is dropped.
 #[derive(Debug)]
-struct Bound(Function);
+struct Repairs;
 
-impl Drop for Bound {
+impl Repairs {
+    fn set(on: bool) -> Result<Repairs> {
+        let repairs = Repairs;
+        repair(on)?;
+        Ok(repairs)
+    }
+}
+
+impl Drop for Repairs {
     fn drop(&mut self) {
-        let unload = || match modules::is_loaded(DRIVER) {
-            true => modules::unload(DRIVER),
-            false => Ok(()),
-        };
-        let results = [
-            self.0.unbind(),
-            self.0.restore(),
-            repair(true),
-            unload().map_err(Into::into),
-        ];
-        for error in results.into_iter().filter_map(Result::err) {
-            eprintln!("cannot undo {DRIVER}: {error:#}");
+        if let Err(error) = repair(true) {
+            eprintln!("cannot undo {REPAIRS}: {error:#}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use barbuf_guest::protocol::{Device, DeviceKind};
-use barbuf_guest::sysfs;
+use barbuf_guest::{modules, sysfs};
 use barbuf_sys::barbuf_region_info;
 
 use super::node::Node;
@@ -226,6 +226,44 @@ impl Drop for Provider {
         };
         if let Err(error) = result {
             eprintln!("cannot give {} back: {error:#}", self.function.bdf);
+        }
+    }
+}
+
+/// A function with a driver that is there for tests alone. Dropping it takes the driver away and unloads it.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    function: Function,
+    driver: &'static str,
+}
+
+impl Lent {
+    /// Gives a function to the driver, which must be loaded.
+    pub(crate) fn to(function: Function, driver: &'static str) -> Result<Lent> {
+        let lent = Lent { function, driver };
+        lent.function.unbind()?;
+        lent.function.bind(driver)?;
+        Ok(lent)
+    }
+
+    pub(crate) fn function(&self) -> &Function {
+        &self.function
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let unload = || match modules::is_loaded(self.driver) {
+            true => modules::unload(self.driver),
+            false => Ok(()),
+        };
+        let results = [
+            self.function.unbind(),
+            self.function.restore(),
+            unload().map_err(Into::into),
+        ];
+        for error in results.into_iter().filter_map(Result::err) {
+            eprintln!("cannot undo {}: {error:#}", self.driver);
         }
     }
 }
