@@ -34,6 +34,11 @@ pub(crate) const SUITE: Suite = Suite {
             .kernels(STOCK)
             .timeout(60)
             .console(&["bad pud"]),
+        test!(a_1g_leaf_without_access_is_not_present)
+            .on(VFIO)
+            .kernels(&["debug"])
+            .timeout(60)
+            .console(&["WARNING: arch/x86/mm/pgtable.c"]),
         test!(folios_in_a_mixed_vma_are_lost_and_split)
             .on(&["npu-cmb"])
             .kernels(STOCK)
@@ -57,7 +62,7 @@ pub(crate) const SUITE: Suite = Suite {
 
 /// VFIO needs an IOMMU.
 const VFIO: &[&str] = &["iommu"];
-/// Other kernels have checkers that may notice earlier, in other words.
+/// Other kernels have checkers that may notice earlier, in other words. One mistake only they see.
 const STOCK: &[&str] = &["stock"];
 
 /// Runs a reproducer, which must end by saying that the kernel has the defect.
@@ -89,6 +94,12 @@ fn a_split_inside_of_a_1g_leaf_oopses(ctx: &Ctx) -> Result<()> {
 fn mremap_of_a_1g_leaf_leaves_the_old_address_readable(ctx: &Ctx) -> Result<()> {
     let npu = Borrowed::for_vfio(ctx, ctx.npu(0)?)?;
     reproduce("mremap-1g", &[&npu.function.bdf])
+}
+
+/// What `pudp_invalidate()` says.
+fn a_1g_leaf_without_access_is_not_present(ctx: &Ctx) -> Result<()> {
+    let npu = Borrowed::for_vfio(ctx, ctx.npu(0)?)?;
+    reproduce("protect-1g", &[&npu.function.bdf])
 }
 
 /// Defects 4 and 5.

@@ -71,6 +71,7 @@ const FOREIGN: &[Foreign] = &[
     ),
     reproducer("/reproducers/split-1g", "tests/reproducers/split-1g.c"),
     reproducer("/reproducers/mremap-1g", "tests/reproducers/mremap-1g.c"),
+    reproducer("/reproducers/protect-1g", "tests/reproducers/protect-1g.c"),
     reproducer("/reproducers/lost-folio", "tests/reproducers/lost-folio.c"),
     reproducer("/reproducers/sg-leak", "tests/reproducers/sg-leak.c"),
     reproducer("/reproducers/populate", "tests/reproducers/populate.c"),
