@@ -164,7 +164,7 @@ const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 460.0;
 const LEFT: f64 = 76.0;
 /// The labels of the lines stand to the right of this.
-const RIGHT: f64 = 640.0;
+const RIGHT: f64 = 610.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 404.0;
 /// Zero has no place on a logarithmic axis: it gets one below it.
@@ -355,7 +355,8 @@ fn labels(
     for index in 1..ends.len() {
         ends[index].0 = ends[index].0.max(ends[index - 1].0 + LABEL);
     }
-    let mut limit = BOTTOM + 40.0;
+    // The sizes below the axis keep their line.
+    let mut limit = ZERO;
     for end in ends.iter_mut().rev() {
         end.0 = end.0.min(limit);
         limit = end.0 - LABEL;
