@@ -155,15 +155,16 @@ impl Machine<'_> {
                 stop_at_failure: true,
                 ..Boot::new(self.topology, self.parts, plan::suites(&left), dir)
             };
-            let mut said: Option<Answer> = None;
+            let mut said = Said::default();
             let mut ended = 0;
             let mut stopped = false;
             boot.run(&mut |progress| match progress {
                 Progress::Begin(test) => {
                     step.note(format!("boot {number}: {test}"));
+                    said.begin(test);
                 }
                 Progress::Say(text) => match Answer::from_line(text) {
-                    Some(answer) => said = Some(answer),
+                    Some(answer) => said.say(answer),
                     None => self.ctx.ui.line(text),
                 },
                 Progress::Ended(Ended { test, status, .. }) => {
@@ -184,7 +185,7 @@ impl Machine<'_> {
                         Status::Failed(why) => Some(why),
                     };
                     stopped = why.is_some();
-                    match said.take() {
+                    match said.take(&test) {
                         Some(answer) => lock(results).answers.push(judged(answer, why)),
                         None => lock(results)
                             .failed
@@ -216,6 +217,28 @@ fn shares(tests: &[ListedTest]) -> Vec<Vec<&ListedTest>> {
         .into_iter()
         .filter(|share| !share.is_empty())
         .collect()
+}
+
+/// The last thing that each test has said. A test may speak before the end of the one before it is told, which waits
+/// for the console.
+#[derive(Debug, Default)]
+struct Said {
+    current: String,
+    answers: BTreeMap<String, Answer>,
+}
+
+impl Said {
+    fn begin(&mut self, test: &str) {
+        self.current = test.to_owned();
+    }
+
+    fn say(&mut self, answer: Answer) {
+        self.answers.insert(self.current.clone(), answer);
+    }
+
+    fn take(&mut self, test: &str) -> Option<Answer> {
+        self.answers.remove(test)
+    }
 }
 
 /// What a test found out, and what the machine made of it.
@@ -295,5 +318,19 @@ mod tests {
         assert_eq!(lost.verdict, Verdict::Sigbus);
         let hangs = judged(answer(Verdict::Hangs), Some("timed out after 60 s".into()));
         assert_eq!(hangs.verdict, Verdict::Hangs);
+    }
+
+    #[test]
+    fn what_the_next_test_says_already_is_not_this_one_s() {
+        let mut said = Said::default();
+        said.begin("verdicts::a");
+        said.say(answer(Verdict::Hangs));
+        said.say(answer(Verdict::Ok));
+        said.begin("verdicts::b");
+        said.say(answer(Verdict::Hangs));
+        let verdict = |answer: Option<Answer>| answer.map(|answer| answer.verdict);
+        assert_eq!(verdict(said.take("verdicts::a")), Some(Verdict::Ok));
+        assert_eq!(verdict(said.take("verdicts::b")), Some(Verdict::Hangs));
+        assert_eq!(verdict(said.take("verdicts::c")), None);
     }
 }
