@@ -58,6 +58,11 @@ impl<'a> Oracles<'a> {
         })
     }
 
+    /// A warning is what the test is about.
+    pub(crate) fn expect_warning(&mut self) {
+        self.taint |= sysfs::TAINT_WARN;
+    }
+
     /// After a test: says what is wrong, and repairs it so that the next test has a chance.
     pub(crate) fn after_test(&mut self) -> Vec<String> {
         let mut wrong = Vec::new();

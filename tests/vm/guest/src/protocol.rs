@@ -77,6 +77,8 @@ pub struct SuitePlan {
 pub struct TestPlan {
     pub name: String,
     pub timeout_s: u32,
+    /// The kernel must warn in it, which taints it.
+    pub warns: bool,
 }
 
 /// A kernel module in the initramfs.

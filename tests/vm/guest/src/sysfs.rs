@@ -30,6 +30,9 @@ pub fn write(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
         })
 }
 
+/// The taint that a WARNING leaves, "W".
+pub const TAINT_WARN: u64 = 1 << 9;
+
 /// The kernel's taint bits.
 pub fn taint() -> io::Result<u64> {
     let text = read("/proc/sys/kernel/tainted")?;
@@ -115,7 +118,7 @@ mod tests {
     fn taint_reads_like_the_kernels() {
         assert_eq!(taint_letters(0), "none");
         assert_eq!(taint_letters(4096 | 8192), "OE");
-        assert_eq!(taint_letters(512), "W");
+        assert_eq!(taint_letters(TAINT_WARN), "W");
     }
 
     #[test]

@@ -226,6 +226,7 @@ mod tests {
         let test = |name: &str| TestPlan {
             name: name.into(),
             timeout_s: 1,
+            warns: false,
         };
         vec![SuitePlan {
             name: "smoke".into(),

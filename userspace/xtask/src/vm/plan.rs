@@ -122,6 +122,7 @@ pub(crate) fn suites(tests: &[&ListedTest]) -> Vec<SuitePlan> {
         let plan = TestPlan {
             name: test.name.clone(),
             timeout_s: test.timeout_s,
+            warns: test.console.iter().any(|text| text.starts_with("WARNING")),
         };
         match suites.iter_mut().find(|suite| suite.name == test.suite) {
             Some(suite) => suite.tests.push(plan),
