@@ -4,7 +4,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-use barbuf::{Buffer, Control, Device, Origin, Query, pass};
+use barbuf::{Buffer, Control, Device, Origin, Query, Reason, pass};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
@@ -225,6 +225,10 @@ pub fn route(args: &RouteArgs, out: &Out) -> Result<u8> {
             (provider, route)
         }
     };
+    if route.reason == Reason::NoDevice {
+        return Err(Error::not_found(format!("there is no function {importer}"))
+            .hint("`barbuf list` shows those with memory, `lspci` all"));
+    }
     out.result(
         json!({
             "provider": provider,

@@ -170,6 +170,8 @@ impl From<barbuf::Error> for Error {
         let exit = match error.kind() {
             ErrorKind::Revoked => Exit::Gone,
             ErrorKind::Peer => Exit::Permission,
+            // It is there, and somebody else's: its errno, ENODEV, would say that it has gone.
+            ErrorKind::NotOurs => Exit::Failed,
             _ => error
                 .errno()
                 .map_or(Exit::Failed, |raw| Exit::of_errno(Errno::from_raw(raw))),

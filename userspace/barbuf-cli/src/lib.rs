@@ -33,25 +33,19 @@ pub mod sysfs;
 pub mod wire;
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 
-use cli::{Cli, Command};
-use error::{Exit, Result};
+use cli::{Cli, Command, Global};
+use error::{Error, Exit, Result};
 use out::Out;
 use sysfs::Sysfs;
 
 /// Runs the command on these arguments, the program's name first.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no errors. A closed pipe is nobody's loss.
-            let _ = error.print();
-            return if error.use_stderr() {
-                Exit::Usage as u8
-            } else {
-                Exit::Ok as u8
-            };
-        }
+        Err(error) => return not_understood(&error, &arguments) as u8,
     };
     let out = Out::new(&cli.global);
     match run(&cli, &out) {
@@ -61,6 +55,43 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
             error.exit as u8
         }
     }
+}
+
+/// Help and version, which are no errors, or a line that says what is wrong with the command line.
+fn not_understood(error: &clap::Error, arguments: &[std::ffi::OsString]) -> Exit {
+    let mut ours = arguments.iter().take_while(|argument| *argument != "--");
+    let json = ours.any(|argument| argument == "--json");
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || (is_help && !json) {
+        // A closed pipe is nobody's loss.
+        let _ = error.print();
+        return if is_help { Exit::Usage } else { Exit::Ok };
+    }
+    let global = Global {
+        json,
+        quiet: false,
+        verbose: 0,
+        root: "/".into(),
+    };
+    let said = if is_help {
+        Error::usage("no command is named").hint("barbuf help")
+    } else {
+        usage(&error.to_string())
+    };
+    Out::new(&global).error(&said);
+    said.exit
+}
+
+/// What clap says in paragraphs: the first is the error, others are tips, or how to use the command.
+fn usage(said: &str) -> Error {
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut paragraphs = said.split("\n\n").map(one_line);
+    let message = paragraphs.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    let hint = paragraphs
+        .filter_map(|text| text.split_once(": ").map(|(_, rest)| rest.to_owned()))
+        .next();
+    Error::usage(message).hint(hint.unwrap_or_else(|| "barbuf help".into()))
 }
 
 fn run(cli: &Cli, out: &Out) -> Result<u8> {
@@ -82,5 +113,33 @@ fn run(cli: &Cli, out: &Out) -> Result<u8> {
         Command::Bench(args) => bench::run(args, &sysfs, out),
         Command::Doctor(args) => doctor::run(args, &sysfs, out),
         Command::Manual(args) => manual::run(args, out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_command_line_is_one_line() {
+        for (arguments, message, hint) in [
+            (
+                &["barbuf", "bind"][..],
+                "the following required arguments were not provided: <DEVICE>",
+                "barbuf bind <DEVICE>",
+            ),
+            (
+                &["barbuf", "bidn"],
+                "unrecognized subcommand 'bidn'",
+                "a similar subcommand exists: 'bind'",
+            ),
+        ] {
+            let error = Cli::try_parse_from(arguments).unwrap_err();
+            let error = usage(&error.to_string());
+            assert_eq!(
+                (error.message.as_str(), error.hint.as_deref()),
+                (message, Some(hint))
+            );
+        }
     }
 }
