@@ -10,6 +10,7 @@ mod adopt;
 mod advice;
 mod arguments;
 mod bench;
+mod command;
 mod compare;
 mod cookie;
 mod defects;
@@ -83,6 +84,7 @@ const SUITES: &[Suite] = &[
     library::SUITE,
     passing::SUITE,
     bench::SUITE,
+    command::SUITE,
     demo::SUITE,
     defects::SUITE,
 ];
