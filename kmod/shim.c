@@ -268,10 +268,7 @@ void barbuf_helper_pci_refused(struct pci_dev *pdev, int error)
 
 struct pci_dev *barbuf_helper_pci_of(struct device *dev)
 {
-	for (; dev; dev = dev->parent)
-		if (dev_is_pci(dev))
-			return to_pci_dev(dev);
-	return NULL;
+	return dev_is_pci(dev) ? to_pci_dev(dev) : NULL;
 }
 
 /* As drivers/pci/p2pdma.c has it, where it is private. */

@@ -77,7 +77,10 @@ void barbuf_helper_pci_unlock(struct pci_dev *pdev);
 bool barbuf_helper_pci_has_p2pmem(struct pci_dev *pdev);
 u64 barbuf_helper_pci_free_p2pmem(struct pci_dev *pdev);
 
-/* The PCI function that a device is a part of, or NULL. */
+/*
+ * The PCI function that a device is, or NULL. A part of one is none: the kernel
+ * maps peers' memory for PCI functions alone.
+ */
 struct pci_dev *barbuf_helper_pci_of(struct device *dev);
 /*
  * Whether something is above both, and whether a port up to there redirects

@@ -125,9 +125,9 @@ impl Attachment<'_> {
         unsafe { bindings::dma_buf_attach_revocable(self.raw.as_ptr()) }
     }
 
-    /// The PCI function that the device is, or is a part of.
+    /// The PCI function that the device is; `None` also for a part of one, which the kernel maps no memory of peers for.
     pub(crate) fn function(&self) -> Option<Borrowed<'_>> {
-        // SAFETY: The device is valid, and holds a reference to those that it is a part of.
+        // SAFETY: The device is valid, and is the function itself.
         unsafe { Borrowed::from_raw(shim::barbuf_helper_pci_of(self.device())) }
     }
 

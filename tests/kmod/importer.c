@@ -16,6 +16,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/pci.h>
+#include <linux/platform_device.h>
 #include <linux/timex.h>
 #include <linux/uaccess.h>
 #include <linux/workqueue.h>
@@ -36,6 +37,8 @@
 static struct {
 	struct mutex lock;
 	struct pci_dev *pdev;
+	/* A part of it, which is no PCI function. */
+	struct platform_device *child;
 	void __iomem *registers;
 	void *bounce;
 	dma_addr_t bounce_addr;
@@ -141,6 +144,8 @@ importer_attach_to(struct importer *importer, struct dma_buf *dmabuf, u32 flags)
 
 	if (flags & IMPORTER_NO_PCI)
 		dev = importer_misc.this_device;
+	if (flags & IMPORTER_CHILD)
+		dev = &engine.child->dev;
 	if (flags & IMPORTER_STATIC)
 		return dma_buf_attach(dmabuf, dev);
 	if (flags & IMPORTER_NO_PEER2PEER)
@@ -148,44 +153,6 @@ importer_attach_to(struct importer *importer, struct dma_buf *dmabuf, u32 flags)
 	if (flags & IMPORTER_NO_INVALIDATE)
 		ops = &importer_no_invalidate_ops;
 	return dma_buf_dynamic_attach(dmabuf, dev, ops, importer);
-}
-
-static int importer_attach(struct importer *importer,
-			   struct importer_attach __user *arg)
-{
-	struct dma_buf_attachment *attachment;
-	struct importer_attach attach;
-	struct dma_buf *dmabuf;
-	int result = 0;
-
-	if (copy_from_user(&attach, arg, sizeof(attach)))
-		return -EFAULT;
-	if (importer->attachment)
-		return -EBUSY;
-	dmabuf = dma_buf_get(attach.fd);
-	if (IS_ERR(dmabuf))
-		return PTR_ERR(dmabuf);
-	importer->flags = attach.flags;
-	importer->delay_ms = attach.delay_ms;
-	attachment = importer_attach_to(importer, dmabuf, attach.flags);
-	if (IS_ERR(attachment)) {
-		dma_buf_put(dmabuf);
-		return PTR_ERR(attachment);
-	}
-	if (attach.flags & IMPORTER_PIN) {
-		dma_resv_lock(dmabuf->resv, NULL);
-		result = dma_buf_pin(attachment);
-		dma_resv_unlock(dmabuf->resv);
-		if (result) {
-			dma_buf_detach(dmabuf, attachment);
-			dma_buf_put(dmabuf);
-			return result;
-		}
-		importer->pinned = true;
-	}
-	importer->dmabuf = dmabuf;
-	importer->attachment = attachment;
-	return 0;
 }
 
 static int importer_detach(struct importer *importer)
@@ -211,6 +178,52 @@ static int importer_detach(struct importer *importer)
 	importer->dmabuf = NULL;
 	dma_buf_put(dmabuf);
 	return 0;
+}
+
+static int importer_attach(struct importer *importer,
+			   struct importer_attach __user *arg)
+{
+	struct dma_buf_attachment *attachment;
+	struct importer_attach attach;
+	struct dma_buf *dmabuf;
+	int result = 0;
+
+	if (copy_from_user(&attach, arg, sizeof(attach)))
+		return -EFAULT;
+	if (importer->attachment)
+		return -EBUSY;
+	dmabuf = dma_buf_get(attach.fd);
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	importer->flags = attach.flags;
+	importer->delay_ms = attach.delay_ms;
+	/* An invalidation can come before dma_buf_dynamic_attach() returns. */
+	importer->dmabuf = dmabuf;
+	attachment = importer_attach_to(importer, dmabuf, attach.flags);
+	if (IS_ERR(attachment)) {
+		result = PTR_ERR(attachment);
+		goto out_put;
+	}
+	importer->attachment = attachment;
+	if (attach.flags & IMPORTER_PIN) {
+		dma_resv_lock(dmabuf->resv, NULL);
+		result = dma_buf_pin(attachment);
+		dma_resv_unlock(dmabuf->resv);
+		if (result)
+			goto out_detach;
+		importer->pinned = true;
+	}
+	return 0;
+
+out_detach:
+	/* With a mapping that importer_obey() may have made already. */
+	importer_detach(importer);
+	return result;
+out_put:
+	flush_delayed_work(&importer->obey);
+	importer->dmabuf = NULL;
+	dma_buf_put(dmabuf);
+	return result;
 }
 
 static void importer_describe(struct sg_table *table, struct importer_map *map)
@@ -643,10 +656,17 @@ static int importer_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		return -ENOMEM;
 	/* Without this the engine runs and moves nothing. */
 	pci_set_master(pdev);
+	engine.child = platform_device_register_data(&pdev->dev, "importer-child",
+						     PLATFORM_DEVID_NONE, NULL,
+						     0);
+	if (IS_ERR(engine.child))
+		return PTR_ERR(engine.child);
 	engine.pdev = pdev;
 	result = misc_register(&importer_misc);
-	if (result)
+	if (result) {
 		engine.pdev = NULL;
+		platform_device_unregister(engine.child);
+	}
 	return result;
 }
 
@@ -657,6 +677,7 @@ static int importer_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 static void importer_remove(struct pci_dev *pdev)
 {
 	misc_deregister(&importer_misc);
+	platform_device_unregister(engine.child);
 	engine.pdev = NULL;
 }
 

@@ -23,6 +23,8 @@
 #define IMPORTER_REMAP (1u << 4)
 /* Attach a device that is on no PCI bus. */
 #define IMPORTER_NO_PCI (1u << 5)
+/* Attach a part of the PCI function, which is none itself. */
+#define IMPORTER_CHILD (1u << 6)
 
 /**
  * struct importer_attach - ioctl(IMPORTER_ATTACH)

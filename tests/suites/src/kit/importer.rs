@@ -22,6 +22,7 @@ pub(crate) const NO_INVALIDATE: u32 = 1 << 2;
 pub(crate) const PIN: u32 = 1 << 3;
 pub(crate) const REMAP: u32 = 1 << 4;
 pub(crate) const NO_PCI: u32 = 1 << 5;
+pub(crate) const CHILD: u32 = 1 << 6;
 
 /// `enum dma_data_direction`, from the importing device's point of view.
 pub(crate) const BIDIRECTIONAL: u32 = 0;
