@@ -325,6 +325,8 @@ static int npu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pci_enable_device_mem(pdev);
 	if (ret)
 		goto out_free;
+	/* What npu_slot_reset() restores. */
+	pci_save_state(pdev);
 	ret = npu_request(npu, true);
 	if (ret)
 		goto out_disable;
@@ -365,7 +367,7 @@ static void npu_remove(struct pci_dev *pdev)
 	kref_put(&npu->kref, npu_free);
 }
 
-/* Resets and sleep. */
+/* Resets, errors and sleep. */
 
 static void npu_quiesce(struct npu *npu)
 {
@@ -375,11 +377,25 @@ static void npu_quiesce(struct npu *npu)
 	mutex_unlock(&npu->lock);
 }
 
-static void npu_restart(struct npu *npu)
+static int npu_restart(struct npu *npu)
 {
+	int ret = 0;
+
 	mutex_lock(&npu->lock);
 	if (npu->provider)
-		barbuf_provider_resume(npu->provider);
+		ret = barbuf_provider_resume(npu->provider);
+	mutex_unlock(&npu->lock);
+	return ret;
+}
+
+/* For good: ends all waiting, also for a resume that will not come. */
+static void npu_lost(struct npu *npu)
+{
+	mutex_lock(&npu->lock);
+	if (npu->provider) {
+		pci_err(npu->pdev, "has failed, its memory is taken back\n");
+		npu_unregister(npu);
+	}
 	mutex_unlock(&npu->lock);
 }
 
@@ -395,11 +411,56 @@ static void npu_reset_done(struct pci_dev *pdev)
 {
 	struct npu *npu = pci_get_drvdata(pdev);
 
-	npu_restart(npu);
-	atomic_inc(&npu->resets_done);
+	/* barbuf has logged a failure. All stays suspended, for another reset. */
+	if (!npu_restart(npu))
+		atomic_inc(&npu->resets_done);
+}
+
+static pci_ers_result_t npu_error_detected(struct pci_dev *pdev,
+					   pci_channel_state_t state)
+{
+	struct npu *npu = pci_get_drvdata(pdev);
+
+	switch (state) {
+	case pci_channel_io_normal:
+		npu_quiesce(npu);
+		return PCI_ERS_RESULT_CAN_RECOVER;
+	case pci_channel_io_frozen:
+		npu_quiesce(npu);
+		return PCI_ERS_RESULT_NEED_RESET;
+	default:
+		npu_lost(npu);
+		return PCI_ERS_RESULT_DISCONNECT;
+	}
+}
+
+/* The link is back. A real driver would set its device up again here. */
+static pci_ers_result_t npu_slot_reset(struct pci_dev *pdev)
+{
+	u16 command;
+
+	pci_restore_state(pdev);
+	pci_read_config_word(pdev, PCI_COMMAND, &command);
+	if (PCI_POSSIBLE_ERROR(command) || !(command & PCI_COMMAND_MEMORY)) {
+		npu_lost(pci_get_drvdata(pdev));
+		return PCI_ERS_RESULT_DISCONNECT;
+	}
+	return PCI_ERS_RESULT_RECOVERED;
+}
+
+/* All functions below the port have recovered: nothing can be refused now. */
+static void npu_error_resume(struct pci_dev *pdev)
+{
+	struct npu *npu = pci_get_drvdata(pdev);
+
+	if (npu_restart(npu))
+		npu_lost(npu);
 }
 
 static const struct pci_error_handlers npu_err_handler = {
+	.error_detected = npu_error_detected,
+	.slot_reset = npu_slot_reset,
+	.resume = npu_error_resume,
 	.reset_prepare = npu_reset_prepare,
 	.reset_done = npu_reset_done,
 };
@@ -412,8 +473,7 @@ static int npu_suspend(struct device *dev)
 
 static int npu_resume(struct device *dev)
 {
-	npu_restart(dev_get_drvdata(dev));
-	return 0;
+	return npu_restart(dev_get_drvdata(dev));
 }
 
 static DEFINE_SIMPLE_DEV_PM_OPS(npu_pm_ops, npu_suspend, npu_resume);
