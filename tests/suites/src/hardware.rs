@@ -67,7 +67,7 @@ impl Drop for Deaf {
 
 /// R20: while the function decodes no memory, a first touch is SIGBUS. A mapping that has its
 /// leaves reads what the bus answers, without a signal. Afterwards both work.
-fn memory_decode_switched_off(ctx: &Ctx) -> Result<()> {
+pub(crate) fn memory_decode_switched_off(ctx: &Ctx) -> Result<()> {
     for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
         let provider = Provider::bind(ctx.npu(0)?)?;
         let buffer = provider.node.export(&Export::any(GIB).backing(backing))?;

@@ -5,7 +5,8 @@
 use crate::export::main_region;
 use crate::import::logged;
 use crate::kit::importer::{
-    BIDIRECTIONAL, ENGINE, Engine, FROM_DEVICE, NO_INVALIDATE, PIN, REMAP, STATIC, monotonic_ns,
+    BIDIRECTIONAL, ENGINE, Engine, FROM_DEVICE, NO_INVALIDATE, NO_PEER2PEER, PIN, REMAP, STATIC,
+    monotonic_ns,
 };
 use crate::kit::pattern;
 use crate::kit::pci::{Function, wait_until};
@@ -27,7 +28,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(revoke_waits_for_announced_dma),
         test!(an_importer_that_asks_again_hears_enodev),
         test!(nobody_comes_in_after_a_revocation),
-        test!(revoke_waits_for_a_static_importer).timeout(60),
+        test!(revoke_waits_for_a_static_importer).timeout(120),
         test!(revoke_waits_for_a_vmap).timeout(60),
         test!(unbind_with_a_device_that_has_addresses)
             .on(&["npu-cmb", "two-root-ports", "iommu-root-ports"])
@@ -165,20 +166,25 @@ fn waits_until_released<T: Send>(
     })
 }
 
-/// A static importer: REVOKE waits for its detach, says for whom, everybody else is shut out
+/// An importer that cannot be told, or does not know what it imports: REVOKE waits for its detach, says for whom, everybody else is shut out
 /// meanwhile, and the bytes are not given to anybody.
 pub(crate) fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
     let engine = Engine::load(ctx)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
     let all = main_region(&provider.node.info()?)?.length;
-    for mapped in [true, false] {
+    let kinds = [(STATIC, 0), (NO_PEER2PEER, 0), (NO_INVALIDATE, 1)];
+    let cases = kinds
+        .into_iter()
+        .flat_map(|kind| [(kind, true), (kind, false)]);
+    for ((flags, peer2peer), mapped) in cases {
         let export = Export::at(0, all).flag(BARBUF_EXPORT_STATIC_IMPORT);
         let event = Event::new()?;
         let buffer = provider.node.export(&export.eventfd(event.number()))?;
         let map = Mapping::new(&buffer, Window::new(0, MIB), READ_WRITE, Place::Congruent)?;
         ensure!(map.store(0, 1) == Ok(()));
         let importer = engine.importer()?;
-        importer.attach(&buffer, STATIC)?;
+        // Who can be told, and does not know what it imports, would obey.
+        importer.attach_delayed(&buffer, flags, 200 * DELAY)?;
         if mapped {
             importer.map(BIDIRECTIONAL)?;
         }
@@ -201,7 +207,7 @@ pub(crate) fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
                 ensure!(next == Err(Errno::EBUSY), "the next owner: {next:?}");
                 let text = sysfs::read("/sys/kernel/debug/barbuf/attachments")?;
                 let bdf = &engine.function.bdf;
-                let entry = format!("revoked {bdf} switch 0 1 ");
+                let entry = format!("revoked {bdf} switch {peer2peer} 1 ");
                 ensure!(text.contains(&entry), "no {entry:?}:\n{text}");
                 ensure_eq!(logged(provider.bdf(), &line)?, before + 1);
                 if mapped {
@@ -424,7 +430,9 @@ fn no_device_sees_the_next_owner(ctx: &Ctx) -> Result<()> {
     let node = provider.reopen()?;
     for round in 0..rounds {
         let buffer = provider.node.export(&Export::at(0, PAGE))?;
-        let importer = engine.attached(&buffer)?;
+        let importer = engine.importer()?;
+        // It goes on storing for a while after it has been told.
+        importer.attach_delayed(&buffer, 0, DELAY)?;
         importer.map(BIDIRECTIONAL)?;
         importer.load_host(&pattern::bytes(0xdead, 0, ENGINE))?;
         scope(|threads| -> Result<()> {

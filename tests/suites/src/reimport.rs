@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use barbuf_guest::sysfs;
 
+use crate::adopt::the_drive_is_back;
 use crate::kit::importer::{
     BIDIRECTIONAL, ENGINE, Engine, Importer, NO_INVALIDATE, NO_PEER2PEER, PIN, REMAP, STATIC,
     monotonic_ns,
@@ -21,7 +22,7 @@ use crate::kit::pattern;
 use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::process::{PROMPT, within};
-use crate::reset::{fail_the_link, reset, sleep};
+use crate::reset::{ByFunction, fail_the_link, reset, sleep};
 
 pub(crate) const SUITE: Suite = Suite {
     name: "reimport",
@@ -29,6 +30,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(importers_map_again_after_a_reset)
             .on(&["npu-cmb", "two-root-ports", "iommu-root-ports"])
             .timeout(120),
+        test!(importers_map_again_after_a_function_reset).timeout(120),
         test!(importers_map_again_after_a_reset_of_the_port).timeout(120),
         test!(importers_map_again_after_sleep).timeout(120),
         test!(importers_map_again_after_a_failed_link).timeout(120),
@@ -77,8 +79,16 @@ fn condition(provider: &Provider, buffer: &Buffer) -> Result<(u32, u64)> {
 
 /// Four importers live through two resets, each of which `reset` waits for.
 fn live_through(ctx: &Ctx, reset: impl Fn(&Provider, &Buffer) -> Result<()>) -> Result<()> {
+    live_through_of(ctx, &Provider::bind(ctx.npu(0)?)?, reset)
+}
+
+/// The same for importers of another function's memory.
+fn live_through_of(
+    ctx: &Ctx,
+    provider: &Provider,
+    reset: impl Fn(&Provider, &Buffer) -> Result<()>,
+) -> Result<()> {
     let engine = Engine::load(ctx)?;
-    let provider = Provider::bind(ctx.npu(0)?)?;
     let buffer = provider.node.export(&Export::any(MIB))?;
     let map = Mapping::whole(&buffer)?;
     let [slow, pinned, eager] = [0, PIN, REMAP].map(|flags| -> Result<Importer> {
@@ -93,7 +103,7 @@ fn live_through(ctx: &Ctx, reset: impl Fn(&Provider, &Buffer) -> Result<()>) -> 
     moves_bytes(&slow, &map, 1)?;
     for round in 1..=2u32 {
         let start = monotonic_ns();
-        reset(&provider, &buffer)?;
+        reset(provider, &buffer)?;
         let end = monotonic_ns();
         // Told that it goes, and that it is back; waited for in between.
         for (what, importer) in [("slow", &slow), ("pinned", &pinned)] {
@@ -114,7 +124,7 @@ fn live_through(ctx: &Ctx, reset: impl Fn(&Provider, &Buffer) -> Result<()>) -> 
         );
         ensure_eq!(idle.state()?.invalidations, 2 * round);
         ensure_eq!(
-            condition(&provider, &buffer)?,
+            condition(provider, &buffer)?,
             (BARBUF_STATE_LIVE, 1 + u64::from(round))
         );
         // The eager one has mapped because it was told to, and nobody else asked it.
@@ -154,6 +164,20 @@ pub(crate) fn importers_map_again_after_a_reset(ctx: &Ctx) -> Result<()> {
         ctx.note(format!("reset by {method}"));
         Ok(())
     })
+}
+
+/// R5: the same by FLR, which the NPU does not have.
+fn importers_map_again_after_a_function_reset(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.nvme(0)?)?;
+    let alone = ByFunction::new(&provider.function)?;
+    live_through_of(ctx, &provider, |provider, _| {
+        let method = within(PROMPT, "the reset", || reset(&provider.function))??;
+        ensure_eq!(method.trim(), "flr");
+        Ok(())
+    })?;
+    drop(alone);
+    drop(provider);
+    the_drive_is_back(ctx)
 }
 
 /// R6: a reset of everything below the port, through the port's file in sysfs.

@@ -4,6 +4,7 @@
 //! links. And what an adopted function, whose driver does not tell anybody, does in a reset.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -12,6 +13,9 @@ use barbuf_guest::protocol::HostOp;
 use barbuf_guest::sysfs;
 use serde_json::json;
 
+use crate::adopt::the_drive_is_back;
+use crate::hardware::Deaf;
+use crate::import::logged;
 use crate::kit::pattern::word;
 use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;
@@ -24,7 +28,9 @@ pub(crate) const SUITE: Suite = Suite {
         test!(nobody_notices_a_reset_but_by_waiting).timeout(120),
         test!(a_revoked_buffer_stays_revoked_in_a_reset).timeout(60),
         test!(sleep_brings_everything_back).timeout(120),
+        test!(a_function_reset_brings_everything_back).timeout(60),
         test!(a_failed_link_recovers).timeout(60),
+        test!(a_link_that_fails_for_good).timeout(60),
         test!(an_adopted_function_is_not_told).timeout(60),
     ],
 };
@@ -42,40 +48,67 @@ pub(crate) fn reset(function: &Function) -> Result<String> {
     Ok(method)
 }
 
+/// Lets the kernel reset a function by its own means alone, until this is dropped. Of these machines'
+/// devices only drives can (FLR); the NPU is reset with its bus.
+pub(crate) struct ByFunction(PathBuf);
+
+impl ByFunction {
+    pub(crate) fn new(function: &Function) -> Result<ByFunction> {
+        let file = function.dir().join("reset_method");
+        sysfs::write(&file, "flr").context("a function reset")?;
+        Ok(ByFunction(file))
+    }
+}
+
+impl Drop for ByFunction {
+    fn drop(&mut self) {
+        if let Err(error) = sysfs::write(&self.0, "default") {
+            eprintln!("cannot allow other resets again: {error}");
+        }
+    }
+}
+
 /// A mapped buffer of each backing, with a pattern in every leaf.
 fn both(provider: &Provider) -> Result<[(Buffer, Mapping); 2]> {
+    both_of(provider, GIB)
+}
+
+/// The same of two leaves of that size each.
+fn both_of(provider: &Provider, size: u64) -> Result<[(Buffer, Mapping); 2]> {
     let make = |at, backing| {
         let buffer = provider
             .node
-            .export(&Export::at(at, 2 * GIB).backing(backing))?;
+            .export(&Export::at(at, 2 * size).backing(backing))?;
         let map = Mapping::whole(&buffer)?;
         for leaf in 0..2 {
-            ensure!(map.store(leaf * GIB, word(5, at + leaf)) == Ok(()));
+            ensure!(map.store(leaf * size, word(5, at + leaf)) == Ok(()));
         }
         Ok((buffer, map))
     };
     Ok([
         make(0, BARBUF_BACKING_PFN)?,
-        make(2 * GIB, BARBUF_BACKING_PAGE)?,
+        make(2 * size, BARBUF_BACKING_PAGE)?,
     ])
 }
 
-/// The state, the generation and the number of leaves that faults have put in place.
+/// The state, the generation and the number of large leaves that faults have put in place.
 fn condition(provider: &Provider, buffer: &Buffer) -> Result<(u32, u64, u64)> {
     let raw = provider.node.query(buffer)?.raw;
-    Ok((raw.out_state, raw.out_generation, raw.out_faults_1g))
+    let leaves = raw.out_faults_1g + raw.out_faults_2m;
+    Ok((raw.out_state, raw.out_generation, leaves))
 }
 
 /// Everything is as before, but in a later generation, and mapped anew.
 fn is_back(provider: &Provider, buffers: &[(Buffer, Mapping)], generation: u64) -> Result<()> {
     for (at, (buffer, map)) in (0..).step_by(2).zip(buffers) {
+        let size = buffer.size() / 2;
         let (state, now, leaves) = condition(provider, buffer)?;
         ensure!(
             (state, now) == (BARBUF_STATE_LIVE, generation),
             "state {state}, generation {now}, should be {generation}"
         );
         for leaf in 0..2 {
-            let (is, should) = (map.load(leaf * GIB), word(5, at * GIB + leaf));
+            let (is, should) = (map.load(leaf * size), word(5, at * size + leaf));
             ensure!(is == Ok(should), "leaf {leaf}: {is:x?} and not {should:#x}");
         }
         let after = condition(provider, buffer)?.2;
@@ -103,6 +136,21 @@ pub(crate) fn a_bus_reset_brings_everything_back(ctx: &Ctx) -> Result<()> {
     let next = provider.node.export(&Export::any(GIB))?;
     ensure!(Mapping::whole(&next)?.load(0).is_ok());
     Ok(())
+}
+
+/// R5: the same for a function that the kernel can reset alone, by FLR.
+fn a_function_reset_brings_everything_back(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.nvme(0)?)?;
+    let buffers = both_of(&provider, 2 * MIB)?;
+    let alone = ByFunction::new(&provider.function)?;
+    for generation in [2, 3] {
+        let method = within(PROMPT, "the reset", || reset(&provider.function))??;
+        ensure_eq!(method.trim(), "flr");
+        is_back(&provider, &buffers, generation)?;
+    }
+    drop(alone);
+    drop(provider);
+    the_drive_is_back(ctx)
 }
 
 /// A reset while four threads touch: none of them gets a signal or a wrong value, and the state was
@@ -224,7 +272,7 @@ pub(crate) fn sleep_brings_everything_back(ctx: &Ctx) -> Result<()> {
 }
 
 /// R33: a fatal error on the port above the function.
-fn a_failed_link_recovers(ctx: &Ctx) -> Result<()> {
+pub(crate) fn a_failed_link_recovers(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffers = both(&provider)?;
     fail_the_link(ctx)?;
@@ -233,6 +281,58 @@ fn a_failed_link_recovers(ctx: &Ctx) -> Result<()> {
             .is_ok_and(|(state, generation, _)| state == BARBUF_STATE_REVOKED || generation == 2)
     })?;
     is_back(&provider, &buffers, 2)
+}
+
+/// R33: the link recovers and the function does not, because the configuration that is restored after the
+/// reset decodes no memory. Whoever waited gets SIGBUS, and nobody comes in until it is bound anew.
+pub(crate) fn a_link_that_fails_for_good(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffers = both(&provider)?;
+    let bdf = provider.bdf().to_owned();
+    let told = || logged(&bdf, "has failed");
+    let before = told()?;
+    let deaf = Deaf::new(&provider.function)?;
+    // The kernel saves the configuration as it is now. Who drives the function is told that it is back, and
+    // sees that it is not.
+    reset(&provider.function)?;
+    let state =
+        |buffer: &Buffer| -> Result<u32> { Ok(Node::control()?.query(buffer)?.raw.out_state) };
+    for (buffer, _) in &buffers {
+        ensure_eq!(state(buffer)?, BARBUF_STATE_SUSPENDED);
+    }
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| buffers[0].1.load(0));
+        thread::sleep(Duration::from_millis(300));
+        let waited = !waiter.is_finished();
+        fail_the_link(ctx)?;
+        let revoked = wait_until("the revocation", || {
+            buffers
+                .iter()
+                .all(|(buffer, _)| state(buffer).is_ok_and(|is| is == BARBUF_STATE_REVOKED))
+        });
+        if revoked.is_err() {
+            // Nobody else ends the wait.
+            let _ = provider.function.unbind();
+        }
+        let touch = waiter.join().expect("the thread that touches");
+        revoked?;
+        ensure!(waited, "a fault did not wait: {touch:x?}");
+        ensure_eq!(touch, Err(Fault::bus(buffers[0].1.at(0))));
+        Ok(())
+    })?;
+    for (_, map) in &buffers {
+        ensure_eq!(map.load(GIB), Err(Fault::bus(map.at(GIB))));
+    }
+    let export = provider.node.export(&Export::any(GIB)).map(drop);
+    ensure_eq!(export, Err(Errno::ENODEV));
+    ensure!(told()? > before, "the log does not say so");
+    drop(provider);
+    drop(deaf);
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffer = provider.node.export(&Export::any(GIB))?;
+    let map = Mapping::whole(&buffer)?;
+    ensure!(map.store(0, 33) == Ok(()) && map.load(0) == Ok(33));
+    Ok(())
 }
 
 /// An adopted function's driver handles its resets alone. What can be relied on: nothing breaks,

@@ -5,6 +5,9 @@
 use anyhow::{Context as _, Result};
 use barbuf_guest::sysfs;
 
+/// By how much [`bytes`] may grow while nothing is lost, and after a warm-up.
+pub(crate) const NOISE: i64 = 256 * 1024;
+
 /// Bytes of slab memory that cannot be reclaimed.
 pub(crate) fn bytes() -> Result<i64> {
     shrink()?;

@@ -28,6 +28,7 @@ use self::suspension::{
     a_thousand_suspensions, a_waiting_fault_can_be_killed, exports_wait_too, file_input_waits_too,
     resets_go_through_the_driver, whatever_ends_the_buffer_ends_the_wait,
 };
+use crate::import::REACHABLE;
 use crate::kit::pattern::word;
 use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
@@ -66,7 +67,9 @@ pub(crate) const SUITE: Suite = Suite {
         test!(a_device_that_does_not_come_back).timeout(60),
         test!(unloading_the_driver_revokes).timeout(60),
         test!(unregistering_in_a_storm_of_faults).timeout(120),
-        again!(map::largest_leaves_are_used).timeout(120),
+        again!(map::largest_leaves_are_used)
+            .on(REACHABLE)
+            .timeout(120),
         again!(map::one_fault_fills_its_neighbours),
         again!(map::a_window_inside_a_leaf_gets_smaller_leaves).timeout(60),
         again!(map::protection_follows_mprotect),
@@ -93,7 +96,13 @@ pub(crate) const SUITE: Suite = Suite {
         again!(reset::a_bus_reset_brings_everything_back).timeout(60),
         again!(reset::nobody_notices_a_reset_but_by_waiting).timeout(120),
         again!(reset::sleep_brings_everything_back).timeout(120),
-        again!(import::bytes_move_between_npu_cmb_and_host).timeout(120),
+        again!(reset::a_failed_link_recovers).timeout(60),
+        again!(reset::a_link_that_fails_for_good).timeout(60),
+        again!(hardware::memory_decode_switched_off),
+        again!(import::bytes_move_between_npu_cmb_and_host)
+            .on(REACHABLE)
+            .timeout(120),
+        again!(import::devices_without_a_route_are_refused).on(&["no-route"]),
         again!(import::addresses_cover_every_byte).timeout(60),
         again!(import::several_ranges_are_one_buffer).timeout(60),
         again!(import::page_backed_buffers_are_imported_too),
@@ -103,13 +112,15 @@ pub(crate) const SUITE: Suite = Suite {
         again!(import::query_lists_the_attachments),
         again!(import::the_kernel_maps_for_its_cpus),
         again!(import::the_end_of_a_cpu_access),
-        again!(recall::revoke_waits_for_the_unmap),
+        again!(recall::revoke_waits_for_the_unmap).on(REACHABLE),
         again!(recall::an_importer_that_asks_again_hears_enodev),
         again!(recall::nobody_comes_in_after_a_revocation),
         again!(recall::revoke_waits_for_a_static_importer).timeout(60),
         again!(recall::unbind_with_a_device_that_has_addresses).timeout(60),
         again!(recall::unbinding_waits_for_a_static_importer).timeout(60),
-        again!(reimport::importers_map_again_after_a_reset).timeout(120),
+        again!(reimport::importers_map_again_after_a_reset)
+            .on(REACHABLE)
+            .timeout(120),
         again!(reimport::those_that_cannot_be_told_go_on).timeout(120),
     ],
 };

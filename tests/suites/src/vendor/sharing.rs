@@ -222,9 +222,8 @@ pub(super) fn suspensions_leak_nothing_of_importers(ctx: &Ctx) -> Result<()> {
     cycle(rounds)?;
     let grown = slab::bytes()? - before;
     ctx.note(format!("{rounds} rounds: {grown} bytes more"));
-    // A scatterlist that is lost takes 64 bytes, and with two entries more.
     ensure!(
-        grown < i64::from(rounds) * 16 + 256 * 1024,
+        grown < slab::NOISE,
         "{rounds} suspensions of an importer: {grown} bytes more in slabs"
     );
     let state = importer.state()?;

@@ -183,7 +183,7 @@ pub(crate) fn presets() -> Vec<Topology> {
         ..Topology::new("two-root-ports", "no switch, a trusted root complex")
     }
     .with_nvme(64, false, false)
-    .with_npu(4 * GIB, false)
+    .with_npu(32 * GIB, false)
     .with_edu(false);
     let iommu = Topology {
         iommu: true,
