@@ -10,6 +10,7 @@ use crate::kit::importer::{
 use crate::kit::node::name;
 use crate::kit::pattern;
 use crate::kit::prelude::*;
+use crate::kit::probe::Probe;
 use crate::kit::slab;
 use crate::support::hash;
 
@@ -45,6 +46,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(query_lists_the_attachments),
         test!(the_kernel_maps_for_its_cpus),
         test!(the_end_of_a_cpu_access).on(REACHABLE),
+        test!(the_end_of_a_write_drains_and_reads_back),
         test!(a_hundred_thousand_rounds_leak_nothing)
             .on(REACHABLE)
             .timeout(300),
@@ -594,6 +596,27 @@ pub(crate) fn the_end_of_a_cpu_access(ctx: &Ctx) -> Result<()> {
     sync(&page, true)?;
     both.npu.node.revoke(&page)?;
     ensure_eq!(sync(&page, true), Err(Errno::ENODEV));
+    Ok(())
+}
+
+/// That a device reads the right bytes does not show that somebody cared, because no store of an emulated
+/// processor is ever late: so the kernel counts the barriers, and the mappings that are made to read back. One
+/// of each for the end of a write, none for that of a read.
+fn the_end_of_a_write_drains_and_reads_back(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    for cache in [BARBUF_CACHE_UC, BARBUF_CACHE_WC] {
+        let buffer = provider.node.export(&Export::any(MIB).cache(cache))?;
+        let drained = Probe::new("barbuf_test_drain", "barbuf:barbuf_helper_drain")?;
+        let loaded = Probe::new("barbuf_test_iounmap", "iounmap")?;
+        let hits = || -> Result<(u64, u64)> { Ok((drained.hits()?, loaded.hits()?)) };
+        ensure_eq!(hits()?, (0, 0));
+        for round in 1..=3 {
+            sync(&buffer, false)?;
+            ensure_eq!(hits()?, (round - 1, round - 1));
+            sync(&buffer, true)?;
+            ensure_eq!(hits()?, (round, round));
+        }
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod node;
 pub(crate) mod p2pmem;
 pub(crate) mod pattern;
 pub(crate) mod pci;
+pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod slab;
 pub(crate) mod touch;
