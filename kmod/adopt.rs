@@ -51,7 +51,7 @@ impl Adoptions {
     /// # Errors
     ///
     /// `ENODEV` when there is no such function or no driver is bound to it, `EEXIST` when it is a
-    /// provider, `EOPNOTSUPP` when it has no p2pmem, `ENOMEM`.
+    /// provider, `EOPNOTSUPP` when it has no p2pmem, `ENOSPC` when its pool has no page left, `ENOMEM`.
     pub(crate) fn adopt(&self, address: Address) -> Result {
         let function = Function::find(address).ok_or(ENODEV)?;
         // While this is held, its driver is not unbound.

@@ -524,7 +524,8 @@ struct barbuf_route {
  *
  * BARBUF_ADOPT makes a function whose driver has published p2pmem a provider.
  * Its driver keeps it. ENODEV if there is no such function or it is not bound
- * to a driver, EOPNOTSUPP if it has no p2pmem, EEXIST if it is a provider.
+ * to a driver, EOPNOTSUPP if it has no p2pmem, EEXIST if it is a provider,
+ * ENOSPC if its pool has not a page left by which to find it.
  *
  * BARBUF_RELEASE ends that: all its buffers are revoked and all memory is given
  * back to the pool. ENODEV if it was not adopted. Control node only,

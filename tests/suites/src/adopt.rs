@@ -32,6 +32,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(the_whole_pool_and_not_a_byte_more).timeout(60),
         test!(release_gives_everything_back),
         test!(unbinding_the_owner_with_live_buffers).timeout(60),
+        test!(removing_the_owner_with_live_buffers).timeout(60),
         test!(unplugging_the_owner_with_live_buffers)
             .hotplug()
             .timeout(120),
@@ -419,6 +420,16 @@ fn unplugging_the_owner_with_live_buffers(ctx: &Ctx) -> Result<()> {
     wait_until("the drive gone", || !provider.function.dir().exists())?;
     all_are_dead(&buffers, &provider.node)?;
     ctx.host(HostOp::DeviceAdd { id: "nvme0".into() })?;
+    the_drive_is_back(ctx)
+}
+
+/// The drive is removed through sysfs under live buffers, and found again.
+fn removing_the_owner_with_live_buffers(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::adopt(ctx.nvme(0)?)?;
+    let buffers = both_backings(&provider)?;
+    within(PROMPT, "remove", || provider.function.remove())??;
+    all_are_dead(&buffers, &provider.node)?;
+    crate::kit::pci::rescan()?;
     the_drive_is_back(ctx)
 }
 

@@ -356,9 +356,11 @@ fn mutate(bench: &mut Bench, dice: &mut Dice, len: usize) {
         }
     };
     let start = bench.room.as_mut_ptr();
+    const INFO: usize = size_of::<barbuf_info>();
+    const QUERY: usize = size_of::<barbuf_query>();
     match len {
         // SAFETY: The room holds a structure of that size, of plain integers.
-        72 => unsafe {
+        INFO => unsafe {
             let info = &mut *start.cast::<barbuf_info>();
             if info.region_stride > 64 {
                 info.nr_regions = info.nr_regions.min(2);
@@ -369,7 +371,7 @@ fn mutate(bench: &mut Bench, dice: &mut Dice, len: usize) {
             fix(&mut info.nr_regions, &mut info.regions);
         },
         // SAFETY: As above.
-        176 => unsafe {
+        QUERY => unsafe {
             let query = &mut *start.cast::<barbuf_query>();
             fix(&mut query.nr_ranges, &mut query.ranges);
         },
@@ -391,8 +393,17 @@ fn random_bytes(ctx: &Ctx) -> Result<()> {
             bench.room[i] = dice.throw() | (1 << 63);
         }
         let (name, request) = REQUESTS[dice.below(REQUESTS.len() as u64) as usize];
-        let sizes = [16, 40, 72, 80, 176, dice.odd() as u32, dice.throw() as u32];
-        let size = sizes[dice.below(7) as usize];
+        let sizes = [
+            size_of::<barbuf_revoke>() as u32,
+            size_of::<barbuf_adopt>() as u32,
+            size_of::<barbuf_info>() as u32,
+            size_of::<barbuf_export>() as u32,
+            size_of::<barbuf_query>() as u32,
+            size_of::<barbuf_route>() as u32,
+            dice.odd() as u32,
+            dice.throw() as u32,
+        ];
+        let size = sizes[dice.below(8) as usize];
         bench.room[0] = bench.room[0] & !0xffff_ffff | u64::from(size);
         let argument = bench.room.as_ptr() as u64;
         bench

@@ -8,6 +8,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use barbuf_guest::protocol::HostOp;
+use barbuf_guest::sysfs;
+use serde_json::json;
+
 use crate::adopt::the_drive_is_back;
 use crate::kit::drive::{block_device, open_direct, read_into};
 use crate::kit::pattern::word;
@@ -21,6 +25,7 @@ pub(crate) const SUITE: Suite = Suite {
     tests: &[
         test!(direct_io_in_flight_while_revoked).timeout(120),
         test!(direct_io_in_flight_while_unbound).timeout(120),
+        test!(bytes_come_back_after_the_last_page_pin).timeout(120),
         test!(unbinding_the_owner_with_reads_in_flight).timeout(120),
     ],
 };
@@ -144,4 +149,87 @@ fn unbinding_the_owner_with_reads_in_flight(ctx: &Ctx) -> Result<()> {
         the_drive_is_back(ctx)?;
     }
     Ok(())
+}
+
+/// Makes the first drive slow, until this is dropped.
+struct Slow<'a>(&'a Ctx);
+
+impl Slow<'_> {
+    fn new(ctx: &Ctx, bytes_per_second: u64) -> Result<Slow<'_>> {
+        set_throttle(ctx, bytes_per_second)?;
+        Ok(Slow(ctx))
+    }
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = set_throttle(self.0, 0) {
+            eprintln!("the drive stays slow: {error:#}");
+        }
+    }
+}
+
+fn set_throttle(ctx: &Ctx, bytes_per_second: u64) -> Result<()> {
+    ctx.host(HostOp::Qmp {
+        execute: "block_set_io_throttle".into(),
+        arguments: json!({
+            "id": "nvme0",
+            "bps": bytes_per_second, "bps_rd": 0, "bps_wr": 0,
+            "iops": 0, "iops_rd": 0, "iops_wr": 0,
+        }),
+    })
+    .map(drop)
+}
+
+/// Nothing but a page pin holds the bytes of a revoked buffer: they are not handed out until the
+/// read that has it ends, and the drive writes nothing into the next owner's.
+fn bytes_come_back_after_the_last_page_pin(ctx: &Ctx) -> Result<()> {
+    const LEN: u64 = MIB;
+    let path = block_device(ctx.nvme(0)?)?;
+    let drive = prepared_drive(&path, 1, LEN)?;
+    let disk = path.file_name().context("a name")?.to_string_lossy();
+    let is_reading = || -> Result<bool> {
+        let text = sysfs::read(format!("/sys/block/{disk}/inflight"))?;
+        Ok(text.split_whitespace().next() != Some("0"))
+    };
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let wanted = Export::at(0, GIB).page();
+    let buffer = provider.node.export(&wanted)?;
+    let map = Mapping::whole(&buffer)?;
+    fill(&map, 0, LEN, 2)?;
+    let address = map.at(0) as usize;
+    // The second command of the read waits for seconds.
+    let slow = Slow::new(ctx, LEN / 8)?;
+    let next = std::thread::scope(|scope| -> Result<Buffer> {
+        let reader = scope.spawn(|| read_into(&drive, address as *mut u8, LEN, 0));
+        wait_until("the read", || is_reading().unwrap_or(false))?;
+        std::thread::sleep(Duration::from_millis(200));
+        within(PROMPT, "REVOKE", || provider.node.revoke(&buffer))??;
+        drop((map, buffer));
+        ensure!(is_reading()?, "the read has ended too early for this test");
+        let mut refused = 0;
+        let mut next = None;
+        wait_until("the bytes free again", || {
+            match provider.node.export(&wanted) {
+                Ok(buffer) => next = Some(buffer),
+                Err(Errno::EBUSY) => refused += 1,
+                Err(_) => {}
+            }
+            next.is_some()
+        })?;
+        let next = next.context("no buffer")?;
+        fill(&Mapping::whole(&next)?, 0, LEN, 3)?;
+        ensure!(refused > 0, "handed out while the drive was writing to it");
+        ensure!(
+            !is_reading()?,
+            "the drive still writes to the next owner's bytes"
+        );
+        let answer = reader
+            .join()
+            .map_err(|_| anyhow::anyhow!("the reader panicked"))?;
+        ensure!(answer == Ok(LEN), "the read: {answer:?}");
+        Ok(next)
+    })?;
+    drop(slow);
+    verify(&Mapping::whole(&next)?, 0, LEN, 3)
 }

@@ -67,6 +67,7 @@ fn is_deserted(node: &Node, buffer: &Buffer) -> Result<()> {
         ("EXPORT", node.export(&Export::any(PAGE)).map(drop)),
         ("QUERY", node.query(buffer).map(drop)),
         ("REVOKE", node.revoke(buffer)),
+        ("ROUTE", node.route(buffer, 0, "0000:00:00.0").map(drop)),
         ("mmap", map.map(drop)),
     ];
     for (what, answer) in answers {
@@ -302,11 +303,13 @@ fn both_backings(provider: &Provider) -> Result<[(Buffer, Mapping, Event); 2]> {
 
 /// Whatever took the provider away: buffers are dead, the old node is deserted, and its path is
 /// gone.
-fn all_is_dead(buffers: &[(Buffer, Mapping, Event)], node: &Node) -> Result<()> {
+fn all_is_dead(buffers: &[(Buffer, Mapping, Event)], provider: &Provider) -> Result<()> {
+    let path = provider.function.node_path();
+    ensure!(!Path::new(&path).exists(), "{path} is still there");
     for (buffer, map, event) in buffers {
         is_dead(buffer, map, GIB)?;
         ensure!(event.take()? == 1, "the event");
-        is_deserted(node, buffer)?;
+        is_deserted(&provider.node, buffer)?;
     }
     Ok(())
 }
@@ -351,7 +354,7 @@ pub(crate) fn unbind_revokes(ctx: &Ctx) -> Result<()> {
         !Path::new(&provider.function.node_path()).exists(),
         "the node is still there"
     );
-    all_is_dead(&buffers, &provider.node)?;
+    all_is_dead(&buffers, &provider)?;
     let left = barbuf_guest::sysfs::iomem_lines_of("barbuf")?;
     ensure!(left.is_empty(), "left in /proc/iomem: {left:?}");
     Ok(())
@@ -387,7 +390,7 @@ pub(crate) fn removal_and_rescan(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let buffers = both_backings(&provider)?;
     within(PROMPT, "remove", || provider.function.remove())??;
-    all_is_dead(&buffers, &provider.node)?;
+    all_is_dead(&buffers, &provider)?;
     rescan()?;
     wait_until("the device found again", || {
         Function::of(ctx.npu(0).expect("the topology")).is_ok()
@@ -401,7 +404,7 @@ pub(crate) fn hot_unplug(ctx: &Ctx) -> Result<()> {
     let buffers = both_backings(&provider)?;
     ctx.host(HostOp::DeviceDel { id: "npu0".into() })?;
     wait_until("the device gone", || !provider.function.dir().exists())?;
-    all_is_dead(&buffers, &provider.node)?;
+    all_is_dead(&buffers, &provider)?;
     ctx.host(HostOp::DeviceAdd { id: "npu0".into() })?;
     let device = ctx.npu(0)?;
     let is_back = || {
