@@ -5,6 +5,7 @@
 
 use std::mem::offset_of;
 
+use barbuf_guest::sysfs;
 use barbuf_sys::ioctl::{
     BARBUF_ADOPT, BARBUF_EXPORT, BARBUF_INFO, BARBUF_QUERY, BARBUF_RELEASE, BARBUF_REVOKE,
     BARBUF_ROUTE,
@@ -13,7 +14,7 @@ use barbuf_sys::ioctl::{
 use crate::errors::call;
 use crate::kit::map::Room;
 use crate::kit::prelude::*;
-use crate::kit::process::{no_fd_leaks, without_free_fds};
+use crate::kit::process::{CAP_SYS_ADMIN, Child, drop_capability, no_fd_leaks, without_free_fds};
 
 pub(crate) const SUITE: Suite = Suite {
     name: "arguments",
@@ -23,6 +24,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(unreadable_arguments_are_efault),
         test!(unwritable_arguments_leak_nothing),
         test!(no_free_descriptor_leaks_nothing),
+        test!(no_free_file_leaks_nothing),
     ],
 };
 
@@ -394,6 +396,50 @@ fn no_free_descriptor_leaks_nothing(ctx: &Ctx) -> Result<()> {
             "{answers:?}"
         );
     }
+    ensure!(provider.node.info()?.regions == before, "bytes were taken");
+    Ok(())
+}
+
+/// The system's limit on open files, until this is dropped.
+struct FileMax(String);
+
+impl FileMax {
+    const PATH: &str = "/proc/sys/fs/file-max";
+
+    fn lower() -> Result<FileMax> {
+        let before = FileMax(sysfs::read(Self::PATH)?);
+        // The kernel first looks at a rough count, which is 0 where few files are open.
+        sysfs::write(Self::PATH, "0")?;
+        Ok(before)
+    }
+}
+
+impl Drop for FileMax {
+    fn drop(&mut self) {
+        if let Err(error) = sysfs::write(Self::PATH, self.0.trim()) {
+            eprintln!("file-max stays low: {error}");
+        }
+    }
+}
+
+/// The dma-buf's file comes after the bytes are claimed: where there is none for it, they go back.
+fn no_free_file_leaks_nothing(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let before = provider.node.info()?.regions;
+    let limit = FileMax::lower()?;
+    let child = Child::start(|| {
+        drop_capability(CAP_SYS_ADMIN)?;
+        for export in [Export::any(2 * MIB), Export::any(GIB).page()] {
+            for _ in 0..100 {
+                let answer = provider.node.export(&export).map(drop);
+                ensure!(answer == Err(Errno::ENFILE), "{answer:?}");
+            }
+        }
+        Ok(())
+    })?;
+    let outcome = child.join();
+    drop(limit);
+    outcome?;
     ensure!(provider.node.info()?.regions == before, "bytes were taken");
     Ok(())
 }
