@@ -70,6 +70,10 @@ fn write_providers(shared: &Arc<Shared>, f: &mut fmt::Formatter<'_>) -> fmt::Res
         let Some(provider) = shared.registry.get(index) else {
             break;
         };
+        // A pool is asked for what is free in it, which its end must not overtake.
+        let Some(_hardware) = provider.gate.enter() else {
+            continue;
+        };
         for (index, region) in provider.regions.iter().enumerate() {
             writeln!(
                 f,

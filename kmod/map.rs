@@ -78,7 +78,8 @@ impl Mapping {
     /// # Errors
     ///
     /// `ENODEV` when the buffer is revoked. `EINVAL` for a private mapping, for one that reaches
-    /// beyond the buffer, and for one of folios whose address or offset is not on whole folios.
+    /// beyond the buffer, and for one of folios whose address or offset is not on whole folios, or in a
+    /// process that has huge pages switched off.
     /// `EACCES` when a read-only buffer is to be written, and for execution.
     pub(crate) fn create(buffer: ArcBorrow<'_, Buffer>, vma: NewVma<'_>) -> Result {
         // A reset in flight does not matter: the first access comes with a fault.
@@ -96,6 +97,9 @@ impl Mapping {
             folios: buffer.folios,
         };
         mapping.check_whole(range, offset)?;
+        if mapping.folios && buffer.order != PageOrder::Page4K && !vma.has_huge_faults() {
+            return Err(EINVAL);
+        }
         let mode = Mode {
             write_combining: buffer.terms.cache == Cache::WriteCombining,
             read_only: !buffer.terms.open.writable,

@@ -149,11 +149,21 @@ u32 barbuf_helper_layout_mem(void)
 	return BARBUF_LAYOUT_MEM;
 }
 
-bool barbuf_helper_file_set_dax(struct file *file)
+bool barbuf_helper_has_dax(void)
+{
+	return IS_ENABLED(CONFIG_FS_DAX);
+}
+
+void barbuf_helper_file_set_dax(struct file *file)
 {
 	/* The inode belongs to this dma-buf alone and is not visible yet. */
 	file_inode(file)->i_flags |= S_DAX;
-	return IS_DAX(file_inode(file));
+}
+
+/* What vma_thp_disabled() looks at that a driver has not set itself. */
+bool barbuf_helper_vma_huge_faults(struct vm_area_struct *vma)
+{
+	return !mm_flags_test(MMF_DISABLE_THP_COMPLETELY, vma->vm_mm);
 }
 
 void barbuf_helper_eventfd_signal(struct eventfd_ctx *ctx)

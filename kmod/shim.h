@@ -59,7 +59,9 @@ u32 barbuf_helper_layout_pgmap_size(void);
 u32 barbuf_helper_layout_mem(void);
 
 /* S_DAX on the inode behind a dma-buf; false where this kernel has no S_DAX. */
-bool barbuf_helper_file_set_dax(struct file *file);
+bool barbuf_helper_has_dax(void);
+void barbuf_helper_file_set_dax(struct file *file);
+bool barbuf_helper_vma_huge_faults(struct vm_area_struct *vma);
 
 void barbuf_helper_eventfd_signal(struct eventfd_ctx *ctx);
 bool barbuf_helper_fatal_signal_pending(void);

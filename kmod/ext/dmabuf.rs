@@ -183,6 +183,10 @@ impl<T: Exporter> DmaBuf<T> {
         dax: bool,
         vmap: bool,
     ) -> Result<Self> {
+        // SAFETY: Only reads the kernel's configuration.
+        if dax && !unsafe { super::shim::barbuf_helper_has_dax() } {
+            return Err(EOPNOTSUPP);
+        }
         let info = bindings::dma_buf_export_info {
             exp_name: T::NAME.as_char_ptr(),
             owner: this_module::<crate::LocalModule>().as_ptr(),
@@ -213,9 +217,9 @@ impl<T: Exporter> DmaBuf<T> {
         };
         // INVARIANT: `Ops::release` clears this pointer.
         dmabuf.data().weak().raw.lock().0 = raw;
-        // SAFETY: The file is alive, and not visible to anybody yet.
-        if dax && !unsafe { super::shim::barbuf_helper_file_set_dax((*raw).file) } {
-            return Err(EOPNOTSUPP);
+        if dax {
+            // SAFETY: The file is alive, and not visible to anybody yet.
+            unsafe { super::shim::barbuf_helper_file_set_dax((*raw).file) };
         }
         Ok(dmabuf)
     }

@@ -42,7 +42,9 @@ extern "C" {
     pub(super) fn barbuf_helper_layout_pgmap_size() -> u32;
     pub(super) fn barbuf_helper_layout_mem() -> u32;
 
-    pub(super) fn barbuf_helper_file_set_dax(file: *mut bindings::file) -> bool;
+    pub(super) fn barbuf_helper_has_dax() -> bool;
+    pub(super) fn barbuf_helper_file_set_dax(file: *mut bindings::file);
+    pub(super) fn barbuf_helper_vma_huge_faults(vma: *mut bindings::vm_area_struct) -> bool;
 
     pub(super) fn barbuf_helper_eventfd_signal(ctx: *mut bindings::eventfd_ctx);
     pub(super) fn barbuf_helper_fatal_signal_pending() -> bool;

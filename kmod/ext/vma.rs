@@ -218,6 +218,13 @@ impl<'a> NewVma<'a> {
         offset_of(self.0)
     }
 
+    /// Whether the kernel asks for leaves larger than 4 KiB here: not in a process that has them
+    /// switched off (`PR_SET_THP_DISABLE`).
+    pub(crate) fn has_huge_faults(&self) -> bool {
+        // SAFETY: The VMA is valid, and belongs to the address space of the caller.
+        unsafe { shim::barbuf_helper_vma_huge_faults(self.as_ptr()) }
+    }
+
     /// Hands the VMA over to `area`.
     ///
     /// # Errors
