@@ -41,8 +41,7 @@ use crate::{
     few::Few,
     import::{
         Importer,
-        Importers,
-        WaitFor, //
+        Importers, //
     },
     map::Mapping,
     node::Ticket,
@@ -113,7 +112,7 @@ pub(crate) struct Live {
     /// What stands behind the bytes.
     pub(crate) memory: Memory,
     /// The claim on the bytes.
-    pub(crate) _reservation: Reservation,
+    pub(crate) reservation: Reservation,
     /// What the function's own driver knows of.
     pub(crate) _used: Use,
 }
@@ -196,15 +195,20 @@ pub(crate) struct Buffer {
     eventfd: Option<EventFd>,
     /// Counts against the limits.
     pub(crate) ticket: Ticket,
-    /// [`Life`] as bits; written under `teardown`.
+    /// [`Life`] as bits; written under `changing`.
     life: Atomic<u64>,
     /// `st_ino` of the dma-buf, 0 until there is one.
     id: Atomic<u64>,
     #[pin]
     weak: dmabuf::Weak,
-    /// Held while the buffer is taken apart.
+    /// Held while `life` changes, and until that is true of all mappings and of all importers that can be
+    /// told: for a time that has a bound.
     #[pin]
-    teardown: Mutex<()>,
+    changing: Mutex<()>,
+    /// Held by who ends the buffer, until its memory is back. Outside of `changing`, because importers that
+    /// cannot be told are waited for under it, and a reset must not have to wait for those.
+    #[pin]
+    ending: Mutex<()>,
 }
 
 /// Memory for a buffer, and where it lies.
@@ -256,7 +260,8 @@ impl Buffer {
                 life: Atomic::new(Life::new().to_bits()),
                 id: Atomic::new(0),
                 weak <- dmabuf::Weak::new(),
-                teardown <- new_mutex!(()),
+                changing <- new_mutex!(()),
+                ending <- new_mutex!(()),
             }))?
             .into();
         let vmap = buffer.can_be_vmapped();
@@ -297,7 +302,7 @@ impl Buffer {
     /// be told to stop. Faults wait from here on, importers that map hear `EAGAIN`.
     /// Does nothing to a buffer that is suspended or revoked.
     pub(crate) fn suspend(&self) {
-        let _teardown = self.teardown.lock();
+        let _changing = self.changing.lock();
         let (life, outcome) = self.life().apply(Event::Suspend);
         if outcome != Outcome::Changed {
             return;
@@ -308,7 +313,7 @@ impl Buffer {
         if let Some(dmabuf) = self.weak.upgrade::<Self>() {
             dmabuf.zap(0, 0);
         }
-        self.recall_importers(WaitFor::Revocable);
+        self.recall_importers();
         trace::state(self.id(), life.state().to_uapi(), life.generation());
     }
 
@@ -317,7 +322,7 @@ impl Buffer {
     ///
     /// Does nothing to a buffer that is not suspended.
     pub(crate) fn resume(&self) {
-        let _teardown = self.teardown.lock();
+        let _changing = self.changing.lock();
         let (life, outcome) = self.life().apply(Event::Resume);
         if outcome != Outcome::Changed {
             return;
@@ -331,13 +336,35 @@ impl Buffer {
     /// Takes the memory away for good.
     ///
     /// When this returns, also with an error, no CPU and no device reaches it through this buffer any
-    /// more. Waits for importers; see [`Buffer::recall_importers`].
+    /// more. Waits for importers; see [`Buffer::recall_importers`] and [`Buffer::outlast_importers`].
     ///
     /// # Errors
     ///
     /// `EBADFD` when somebody has done it before.
     pub(crate) fn revoke(&self) -> Result {
-        let _teardown = self.teardown.lock();
+        let _ending = self.ending.lock();
+        let live = self.shut()?;
+        // Whoever holds an importer that cannot be told may wait for this to let go of it.
+        if let Some(eventfd) = &self.eventfd {
+            eventfd.signal();
+        }
+        self.outlast_importers();
+        // Last the memory itself.
+        drop(live);
+        Ok(())
+    }
+
+    /// Lets others export its bytes too.
+    pub(crate) fn share(&self) {
+        if let Some(live) = self.gate.enter() {
+            live.reservation.share();
+        }
+    }
+
+    /// The part of [`Buffer::revoke`] that has a bound: afterwards nobody reaches the memory but
+    /// importers that cannot be told.
+    fn shut(&self) -> Result<Option<Live>> {
+        let _changing = self.changing.lock();
         let (life, outcome) = self.life().apply(Event::Revoke);
         match outcome {
             Outcome::Changed => {}
@@ -356,14 +383,9 @@ impl Buffer {
             dmabuf.zap(0, 0);
         }
         // Then the devices.
-        self.recall_importers(WaitFor::All);
+        self.recall_importers();
         trace::state(self.id(), life.state().to_uapi(), life.generation());
-        if let Some(eventfd) = &self.eventfd {
-            eventfd.signal();
-        }
-        // Last the memory itself.
-        drop(live);
-        Ok(())
+        Ok(live)
     }
 }
 
@@ -431,9 +453,12 @@ impl dmabuf::Exporter for Buffer {
 
     fn released(this: Arc<Self>) {
         // A provider that retires finds the buffer in its list until the memory is back.
-        let teardown = this.teardown.lock();
-        drop(this.gate.close());
-        drop(teardown);
+        let ending = this.ending.lock();
+        let changing = this.changing.lock();
+        let live = this.gate.close();
+        drop(changing);
+        drop(live);
+        drop(ending);
         trace::release(this.id());
         this.provider.remove(&this);
     }

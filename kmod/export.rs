@@ -188,7 +188,7 @@ fn from_region(
                 Some(_) => Memory::Folios(holds),
                 None => Memory::Frames(write_combining),
             },
-            _reservation: reservation,
+            reservation,
             _used: used,
         },
         ranges,
@@ -207,8 +207,12 @@ fn from_pool(order: &Order<'_>, region: &Region, used: Use) -> Result<Obtained> 
         }
     }
     let taken = taken?;
-    let offset = taken
-        .physical()?
+    let physical = taken.physical()?;
+    if !region.physical.encloses(physical) {
+        // The pool has more than one piece of memory, and this is of another one.
+        return Err(ENOSPC);
+    }
+    let offset = physical
         .start()
         .checked_sub(region.physical.start())
         .ok_or(ENODEV)?;
@@ -220,7 +224,7 @@ fn from_pool(order: &Order<'_>, region: &Region, used: Use) -> Result<Obtained> 
     Ok(Obtained {
         live: Live {
             memory,
-            _reservation: provider.count(order.index),
+            reservation: provider.count(order.index),
             _used: used,
         },
         ranges,
@@ -312,7 +316,12 @@ impl<'a> Order<'a> {
         let _hardware = provider.gate.enter().ok_or(ENODEV)?;
         let region = provider.regions.get(self.index as usize).ok_or(EINVAL)?;
         let limit = judge(&self.export, region)?;
+        // In a reset the function's own driver is not asked, as far as that can be seen now.
+        drop(self.access()?);
         let used = provider.begin_use()?;
+        // Whatever fails below, the driver is told that the last use is over outside of `access`: who
+        // suspends waits for those inside, with locks of the driver.
+        let _told_last = provider.begin_use()?;
         let obtained = if region.facts.pool {
             from_pool(&self, region, used)?
         } else {
@@ -347,7 +356,14 @@ impl<'a> Order<'a> {
         };
         let dmabuf = Buffer::new(plan, obtained)?;
         // From here on `Buffer::released` undoes it, when `dmabuf` is dropped.
-        provider.insert(&dmabuf.data().into())?;
+        if let Err(error) = provider.insert(&dmabuf.data().into()) {
+            // The last reference may go later than this provider, which does not know of the buffer.
+            let _ = dmabuf.data().revoke();
+            return Err(error);
+        }
+        if self.export.flags.contains(Flags::ZERO) && self.export.flags.contains(Flags::SHARED) {
+            dmabuf.data().share();
+        }
         drop(access);
         trace::export(
             dmabuf.id(),

@@ -8,7 +8,7 @@
 //!
 //! Locks: the dma-buf core holds the buffer's reservation lock around everything here but
 //! attaching, detaching and the ends of a CPU access. [`Buffer::recall_importers`] takes it, inside
-//! `Buffer::teardown`. `Importers::counts` is inside both and holds none.
+//! `Buffer::changing`. `Importers::counts` is inside both and holds none.
 
 use crate::{
     buffer::Buffer,
@@ -164,15 +164,6 @@ fn plus(count: &mut u32) {
 
 fn minus(count: &mut u32) {
     *count = count.saturating_sub(1);
-}
-
-/// Whom [`Buffer::recall_importers`] waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WaitFor {
-    /// Importers that can be told to stop: for a reset, after which the memory is the same.
-    Revocable,
-    /// Everybody: before the memory goes to somebody else.
-    All,
 }
 
 impl Buffer {
@@ -419,21 +410,19 @@ impl Buffer {
         self.importers.fewer(|counts| minus(&mut counts.vmaps));
     }
 
-    /// Takes the DMA addresses back from all importers, and waits until they have let go.
+    /// Takes the DMA addresses back from all importers that can be told, and waits until they have let go.
     ///
-    /// When this returns, no device accesses the memory through this buffer: each importer has been
-    /// told, the DMA that it had announced is over, and it has unmapped. With [`WaitFor::All`] the
-    /// same is true of those that cannot be told, which have detached; with
-    /// [`WaitFor::Revocable`] those go on.
+    /// When this returns, each of them has been told, the DMA that it had announced is over, and it has
+    /// unmapped. Those that cannot be told go on; see [`Buffer::outlast_importers`].
     ///
     /// The gate must have been shut before: importers ask for new addresses at once, and hear
-    /// `ENODEV` (closed) or `EAGAIN` (suspended). After [`WaitFor::Revocable`] the caller opens it
-    /// when the memory is back, and calls [`Buffer::invite_importers`].
+    /// `ENODEV` (closed) or `EAGAIN` (suspended). If it was suspended, the caller opens it when the memory
+    /// is back, and calls [`Buffer::invite_importers`].
     ///
     /// Takes the reservation lock, which importers' `invalidate_mappings` run under. The caller
-    /// holds `teardown` and no lock inside of it, and not the buffer's gate. Sleeps, without a time
-    /// limit.
-    pub(crate) fn recall_importers(&self, whom: WaitFor) {
+    /// holds `changing` and no lock inside of it, and not the buffer's gate. Sleeps, as long as those
+    /// importers take: the kernel wants that to have a bound.
+    pub(crate) fn recall_importers(&self) {
         let Some(dmabuf) = self.dmabuf() else {
             // An importer holds a reference to the dma-buf: there is none.
             return;
@@ -441,8 +430,21 @@ impl Buffer {
         let reserved = dmabuf.reserve();
         reserved.invalidate();
         reserved.wait_for_fences();
-        if whom == WaitFor::All && self.importers.is_held() {
-            reserved.each(|device, _| {
+        drop(reserved);
+        self.importers.wait(|counts| counts.revocable_maps == 0);
+    }
+
+    /// Waits until importers that cannot be told have detached, and the kernel has unmapped its own
+    /// mapping. Says in the log whom it waits for.
+    ///
+    /// The buffer must be revoked, so that nobody comes. The caller holds `ending` and no lock inside of
+    /// it. Sleeps, without a time limit.
+    pub(crate) fn outlast_importers(&self) {
+        if !self.importers.is_held() {
+            return;
+        }
+        if let Some(dmabuf) = self.dmabuf() {
+            dmabuf.reserve().each(|device, _| {
                 if !device.is_revocable() {
                     pr_warn!(
                         "{}: revoking buffer {} waits until {} detaches, which cannot be told to stop\n",
@@ -452,19 +454,16 @@ impl Buffer {
                     );
                 }
             });
-            if self.importers.is_vmapped() {
-                pr_warn!(
-                    "{}: revoking buffer {} waits until the kernel unmaps it (vmap)\n",
-                    self.provider.function.address(),
-                    self.id()
-                );
-            }
         }
-        drop(reserved);
-        self.importers.wait(|counts| {
-            counts.revocable_maps == 0
-                && (whom == WaitFor::Revocable || (counts.fixed == 0 && counts.vmaps == 0))
-        });
+        if self.importers.is_vmapped() {
+            pr_warn!(
+                "{}: revoking buffer {} waits until the kernel unmaps it (vmap)\n",
+                self.provider.function.address(),
+                self.id()
+            );
+        }
+        self.importers
+            .wait(|counts| counts.fixed == 0 && counts.vmaps == 0);
     }
 
     /// Tells all importers to ask for DMA addresses again: the memory is back from a reset.

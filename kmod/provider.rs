@@ -9,18 +9,22 @@
 //!
 //! 1. the device lock of a PCI function (the driver core takes it around bind and unbind),
 //! 2. `mmap_lock` of a process,
-//! 3. [`Provider::power`],
-//! 4. `Registry::inner`,
-//! 5. [`Provider::inner`],
-//! 6. `Buffer::teardown`,
-//! 7. [`Provider::uses`], and inside of it what the callbacks of a registered provider take,
-//! 8. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
-//!    without any of the above,
-//! 9. the lock in `dmabuf::Weak`, those in `gate::Gate`, `Importers::counts` and `Routes::known`.
+//! 3. `Adoptions::list`,
+//! 4. `Buffer::ending`,
+//! 5. [`Provider::uses`], and inside of it what the callbacks of a registered provider take; so its
+//!    driver may hold those while it suspends and resumes, which takes 6 and later ones,
+//! 6. [`Provider::power`],
+//! 7. `Buffer::changing`,
+//! 8. `Registry::inner`,
+//! 9. [`Provider::inner`],
+//! 10. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
+//!     without any of the above,
+//! 11. the lock in `dmabuf::Weak`, those in `gate::Gate`, `PageMap::handing_out`, `Importers::counts`
+//!     and `Routes::known`.
 //!
-//! No user memory is touched under 3 to 9, because a page fault takes 2. A [`Gate`] is entered
-//! before 5, or inside 8, and never waited for under those. Suspending and revoking wait for
-//! importers under 6, and without 8.
+//! No user memory is touched under 3 to 11, because a page fault takes 2. A [`Gate`] is entered
+//! before 9, or inside 10, and never waited for under those. Suspending and revoking wait under 7 for
+//! importers that can be told, revoking under 4 for the others, and both without 10.
 //!
 //! Nor is user memory touched inside a [`Gate`]: who suspends or closes one waits for those inside,
 //! and the fault could be one on a mapping whose device is being reset, or on memory that somebody

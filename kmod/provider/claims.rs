@@ -312,7 +312,8 @@ impl Terms {
         Claim {
             range,
             owner,
-            shared: self.shared,
+            // Nobody shares bytes that are about to be overwritten: `Reservation::share`.
+            shared: self.shared && !self.fresh,
             cache: self.cache,
             backing: match self.pages {
                 Some(_) => Backing::Page,
@@ -329,6 +330,22 @@ pub(crate) struct Reservation {
     owner: u64,
     /// Where the claims begin; empty for pools.
     starts: Few<u64>,
+}
+
+impl Reservation {
+    /// Lets others in that share, after the bytes were written.
+    pub(crate) fn share(&self) {
+        let mut inner = self.provider.inner.lock();
+        let Some(taken) = inner.taken.get_mut(self.index as usize) else {
+            return;
+        };
+        for start in self.starts.iter() {
+            let index = alloc::index_of(&taken.claims, *start, self.owner);
+            if let Some(claim) = index.and_then(|index| taken.claims.get_mut(index)) {
+                claim.shared = true;
+            }
+        }
+    }
 }
 
 impl Drop for Reservation {

@@ -27,6 +27,8 @@ struct npu {
 	struct pci_dev *pdev;
 	struct miscdevice misc;
 
+	/* Inside of @lock. For the callbacks, and held while barbuf suspends. */
+	struct mutex power;
 	/*
 	 * Protects the members below. Held around calls to barbuf, so the
 	 * callbacks must do without it.
@@ -60,8 +62,10 @@ static int npu_first_export(void *priv)
 		atomic_inc(&npu->refusals);
 		return refuse;
 	}
+	mutex_lock(&npu->power);
 	atomic_inc(&npu->first_exports);
 	WARN_ON(atomic_inc_return(&npu->in_use) != 1);
+	mutex_unlock(&npu->power);
 	return 0;
 }
 
@@ -69,8 +73,10 @@ static void npu_last_release(void *priv)
 {
 	struct npu *npu = priv;
 
+	mutex_lock(&npu->power);
 	atomic_inc(&npu->last_releases);
 	WARN_ON(atomic_dec_return(&npu->in_use) != 0);
+	mutex_unlock(&npu->power);
 }
 
 static const struct barbuf_provider_ops npu_ops = {
@@ -319,6 +325,7 @@ static int npu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		return -ENOMEM;
 	kref_init(&npu->kref);
 	mutex_init(&npu->lock);
+	mutex_init(&npu->power);
 	npu->pdev = pdev;
 	pci_set_drvdata(pdev, npu);
 
@@ -372,8 +379,10 @@ static void npu_remove(struct pci_dev *pdev)
 static void npu_quiesce(struct npu *npu)
 {
 	mutex_lock(&npu->lock);
+	mutex_lock(&npu->power);
 	if (npu->provider)
 		barbuf_provider_suspend(npu->provider);
+	mutex_unlock(&npu->power);
 	mutex_unlock(&npu->lock);
 }
 
@@ -382,8 +391,10 @@ static int npu_restart(struct npu *npu)
 	int ret = 0;
 
 	mutex_lock(&npu->lock);
+	mutex_lock(&npu->power);
 	if (npu->provider)
 		ret = barbuf_provider_resume(npu->provider);
+	mutex_unlock(&npu->power);
 	mutex_unlock(&npu->lock);
 	return ret;
 }

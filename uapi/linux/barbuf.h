@@ -263,7 +263,8 @@ struct barbuf_range {
  * @open_flags: O_RDONLY or O_RDWR, and O_CLOEXEC if wanted. A read-only buffer
  *	is read-only for CPUs and for importing devices
  * @eventfd: an eventfd(2) that is signalled once when the buffer is revoked,
- *	or -1
+ *	or -1. No CPU reaches the bytes then, nor does an importer that can be
+ *	told to stop; others are waited for after it
  * @page_shift: 0 for the largest possible, or a limit for leaves (and, with
  *	page backing, the size of the compound pages): BARBUF_PAGE_SHIFT_*
  * @ranges: pointer to @nr_ranges elements of struct barbuf_range. The buffer's

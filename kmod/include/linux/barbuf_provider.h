@@ -67,7 +67,8 @@ struct barbuf_provider_region {
  * @size: sizeof(struct barbuf_provider_ops); members that come later are added
  *	at the end, and are zero for drivers that do not know them
  * @region_size: sizeof(struct barbuf_provider_region), for the same reason
- * @first_export: asked before a buffer is made while there is none. 0 lets it
+ * @first_export: asked before a buffer is made while there is none, not as long
+ *	as the provider is suspended, but a suspension can begin meanwhile. 0 lets it
  *	come into being. A negative errno refuses it: who exports gets
  *	ECONNREFUSED, and the kernel log the errno. Called again at the next
  *	attempt. May be NULL
@@ -76,7 +77,7 @@ struct barbuf_provider_region {
  *	the memory then; file I/O that has pinned pages before a revocation may
  *	still be finishing. Comes exactly once for each @first_export that
  *	returned 0 (and was followed by an export that failed, or buffers that
- *	went). May be NULL
+ *	went). Also while the provider is suspended. May be NULL
  *
  * Context: process context, may sleep. Two calls for one provider never run at
  * the same time. barbuf holds locks of its own: the callbacks must not call
@@ -268,7 +269,8 @@ void barbuf_provider_revoke_all(struct barbuf_provider *provider);
  * DMA that importers have announced by fences is over, and they have unmapped;
  * cannot be interrupted. No reservation lock of a buffer.
  * The device lock may be held, and is in reset_prepare. Unlike for the other
- * calls, locks that a callback takes may be held too.
+ * calls, locks that a callback takes may be held too: barbuf never waits for a
+ * callback here, nor for importers that cannot be told to stop.
  */
 void barbuf_provider_suspend(struct barbuf_provider *provider);
 

@@ -13,6 +13,7 @@ use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;
 use crate::kit::process::{Event, PROMPT, within};
 
+use crate::reset::reset;
 use crate::support::hash;
 
 use barbuf_guest::protocol::HostOp;
@@ -202,7 +203,10 @@ pub(crate) fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
                     "{query:?}"
                 );
                 ensure_eq!(map.load(0), Err(Fault::bus(map.at(0))));
-                ensure_eq!(event.take()?, 0);
+                // It is told before the wait: it may be who holds the importer.
+                ensure_eq!(event.take()?, 1);
+                // Nor does a reset, which is others' matter too, wait for it.
+                within(PROMPT, "a reset", || reset(&provider.function))??;
                 let next = provider.node.export(&Export::at(0, PAGE)).map(drop);
                 ensure!(next == Err(Errno::EBUSY), "the next owner: {next:?}");
                 let text = sysfs::read("/sys/kernel/debug/barbuf/attachments")?;
@@ -220,7 +224,7 @@ pub(crate) fn revoke_waits_for_a_static_importer(ctx: &Ctx) -> Result<()> {
             },
             || Ok(importer.detach()?),
         )??;
-        ensure_eq!(event.take()?, 1);
+        ensure_eq!(event.take()?, 0);
         provider.node.export(&Export::at(0, all))?;
     }
     Ok(())
