@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -184,12 +183,7 @@ impl<'a> Boot<'a> {
             sender.clone(),
             true,
         )?;
-        follow(
-            lines.channel.try_clone()?,
-            &self.dir.join("report.ktap"),
-            sender,
-            false,
-        )?;
+        follow(lines.channel, &self.dir.join("report.ktap"), sender, false)?;
         let mut run = Run {
             boot: self,
             ktap: Ktap::new(&self.suites),
@@ -204,7 +198,7 @@ impl<'a> Boot<'a> {
         };
         match Qmp::new(lines.qmp) {
             Ok(mut qmp) => {
-                run.follow(&events, lines.channel, &mut stores, &mut qmp, scale, tell)?
+                run.follow(&events, lines.answers, &mut stores, &mut qmp, scale, tell)?
             }
             Err(error) => run.die(format!("{error:#}: {}", self.qemu_log())),
         }
@@ -255,7 +249,7 @@ impl Run<'_> {
     fn follow(
         &mut self,
         events: &Receiver<Event>,
-        mut answers: UnixStream,
+        mut answers: File,
         stores: &mut Stores,
         qmp: &mut Qmp,
         scale: u32,
@@ -452,7 +446,7 @@ impl Drop for KillOnDrop {
 }
 
 /// Copies a stream into a file, and line by line into the event queue.
-fn follow(stream: UnixStream, copy: &Path, events: Sender<Event>, console: bool) -> Result<()> {
+fn follow(stream: File, copy: &Path, events: Sender<Event>, console: bool) -> Result<()> {
     let mut copy =
         File::create(copy).with_context(|| format!("cannot create {}", copy.display()))?;
     thread::spawn(move || {

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
 use serde_json::json;
 
 use super::backing::Stores;
@@ -133,9 +136,23 @@ pub(crate) struct Guest<'a> {
 /// The host's ends of a guest's lines.
 #[derive(Debug)]
 pub(crate) struct Lines {
-    pub(crate) console: UnixStream,
-    pub(crate) channel: UnixStream,
+    pub(crate) console: File,
+    /// What the guest says, and what it is answered.
+    pub(crate) channel: File,
+    pub(crate) answers: File,
     pub(crate) qmp: UnixStream,
+}
+
+/// How much a guest may say before this process has read any of it. A line that is full keeps the guest waiting, for as
+/// long as it is not read: a socket is full with a few hundred bytes that come one by one.
+const PIPE_BYTES: i32 = 1 << 20;
+
+/// A pipe: the end to read from, the end to write to.
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    // Where that is too much for a user, the usual 64 KiB do almost always.
+    let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+    Ok((read, write))
 }
 
 impl Guest<'_> {
@@ -152,7 +169,17 @@ impl Guest<'_> {
         match Accelerator::probe() {
             _ if topology.icount => {
                 add("-accel", "tcg,thread=single".into());
-                add("-icount", "shift=0".into());
+                // Idle time passes as fast as the host's clock, or not at all where nothing but that time is waited for:
+                // a drive's driver would see its answers time out.
+                let sleep = if topology.nvme.is_empty() {
+                    ",sleep=off"
+                } else {
+                    ""
+                };
+                add("-icount", format!("shift=0{sleep}"));
+                // What else would differ from boot to boot: random numbers, the date.
+                add("-seed", "1".into());
+                add("-rtc", "base=2026-01-01,clock=vm".into());
             }
             Accelerator::Kvm => add("-accel", "kvm".into()),
             Accelerator::Tcg(_) => add("-accel", "tcg,thread=multi".into()),
@@ -195,6 +222,9 @@ impl Guest<'_> {
         if self.topology.passthrough {
             line += " iommu=pt";
         }
+        if self.topology.icount {
+            line += " nokaslr norandmaps";
+        }
         if !self.parameters.is_empty() {
             line += " ";
             line += &self.parameters;
@@ -205,17 +235,22 @@ impl Guest<'_> {
     /// Starts a guest whose console, report and QMP come to this process.
     pub(crate) fn start(&self, stores: &Stores, log: &Path) -> Result<(Child, Lines)> {
         let mut arguments = self.arguments(stores);
-        let mut mappings = Vec::new();
-        let mut ours = Vec::new();
-        // Sockets by number: a path could be too long for one, and outlive a crash.
-        for (number, name) in [(3, "console"), (4, "channel"), (5, "qmp")] {
-            let (here, there) = UnixStream::pair()?;
-            ours.push(here);
-            mappings.push(FdMapping {
-                parent_fd: there.into(),
-                child_fd: number,
-            });
-            arguments.extend(["-chardev".into(), format!("socket,id={name},fd={number}")]);
+        let (console, console_end) = pipe()?;
+        let (channel, channel_end) = pipe()?;
+        let (answers_end, answers) = pipe()?;
+        let (qmp, qmp_end) = UnixStream::pair()?;
+        // By number: a path could be too long for a socket, and outlive a crash.
+        let ends = [console_end, channel_end, answers_end, qmp_end.into()];
+        let mappings = (3..).zip(ends).map(|(child_fd, parent_fd)| FdMapping {
+            parent_fd,
+            child_fd,
+        });
+        for chardev in [
+            "file,id=console,path=/dev/fd/3",
+            "file,id=channel,path=/dev/fd/4,input-path=/dev/fd/5",
+            "socket,id=qmp,fd=6",
+        ] {
+            arguments.extend(["-chardev", chardev].map(str::to_owned));
         }
         for name in ["console", "channel"] {
             arguments.extend(["-serial".into(), format!("chardev:{name}")]);
@@ -230,19 +265,18 @@ impl Guest<'_> {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            .fd_mappings(mappings)?;
+            .fd_mappings(mappings.collect())?;
         let child = die_with_us(&mut command)
             .spawn()
             .with_context(|| format!("cannot run {QEMU}"))?;
         // Ends of QEMU's that stayed open here would hide its death.
         drop(command);
-        let [console, channel, qmp] =
-            <[UnixStream; 3]>::try_from(ours).expect("one pair for each of three names");
         Ok((
             child,
             Lines {
-                console,
-                channel,
+                console: console.into(),
+                channel: channel.into(),
+                answers: answers.into(),
                 qmp,
             },
         ))
