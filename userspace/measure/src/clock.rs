@@ -72,6 +72,16 @@ pub fn thread_time() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
+/// How often the calling thread has gone to sleep.
+pub fn voluntary_switches() -> i64 {
+    // SAFETY: Zeros are a valid value of it, and it lives. The call cannot fail with these arguments.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
+        usage.ru_nvcsw
+    }
+}
+
 fn read(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -99,6 +109,9 @@ mod tests {
         let before = thread_time();
         std::hint::black_box((0..100_000u64).sum::<u64>());
         assert!(thread_time() >= before);
+        let before = voluntary_switches();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert!(voluntary_switches() > before);
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //!
 //! Two times of each call: what the calling thread spends on a processor, which is the kernel's work (finding and
 //! pinning pages, mapping them for DMA, submitting), and how long the call takes, which has the drive in it.
+//!
+//! A drive that answers before the caller has gone to sleep saves it that, and interrupts it instead. Calls that slept and
+//! calls that did not are not told as one quantity: those that slept count, if there are any.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -12,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::clock::{Clock, thread_time};
+use crate::clock::{Clock, RUNS, thread_time, voluntary_switches};
 use crate::mapping::{Anchor, Target};
 use crate::report::Metric;
 use crate::{KIB, MIB};
@@ -66,7 +69,10 @@ pub fn into_mapping(
 /// The kernel writes to the memory, in which nothing of Rust's may live.
 pub unsafe fn read(clock: Clock, drive: &File, memory: *mut u8, len: u64) -> Result<Direct> {
     let mut direct = Direct::default();
-    clock.repeat(|| {
+    let mut slept = Vec::new();
+    // Never fewer: how long one takes is the drive's affair.
+    for _ in 0..RUNS {
+        let switches = voluntary_switches();
         let (busy, start) = (thread_time(), clock.now());
         // SAFETY: Promised by the caller; the kernel checks the addresses itself.
         let done = unsafe { libc::pread(drive.as_raw_fd(), memory.cast(), len as usize, 0) };
@@ -75,7 +81,31 @@ pub unsafe fn read(clock: Clock, drive: &File, memory: *mut u8, len: u64) -> Res
         ensure!(done as u64 == len, "{done} of {len} bytes were read");
         direct.whole.push(whole);
         direct.processor.push(processor);
-        Ok(())
-    })?;
+        slept.push(voluntary_switches() > switches);
+    }
+    keep_those(&slept, &mut direct.whole);
+    keep_those(&slept, &mut direct.processor);
     Ok(direct)
+}
+
+/// Leaves the samples of calls that slept; all of them, if none did.
+fn keep_those(slept: &[bool], samples: &mut Vec<u64>) {
+    if slept.contains(&true) {
+        let mut which = slept.iter();
+        samples.retain(|_| which.next() == Some(&true));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_slept_count() {
+        let mut samples = vec![5, 7, 8];
+        keep_those(&[false, true, true], &mut samples);
+        assert_eq!(samples, [7, 8]);
+        keep_those(&[false, false], &mut samples);
+        assert_eq!(samples, [7, 8]);
+    }
 }

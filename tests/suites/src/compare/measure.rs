@@ -13,12 +13,16 @@ use barbuf_measure::{direct, process};
 
 use super::TOPOLOGIES;
 use super::paths::{How, Memory, OF_CMB, PATHS, Path, region, size};
-use crate::kit::drive::{Aligned, block_device, open_direct};
+use crate::kit::drive::{Aligned, block_device, open_direct, read_into};
 use crate::kit::importer::Engine;
 use crate::kit::prelude::*;
+use crate::kit::stopwatch::Probes;
 use crate::support::Test;
 
 const CLOCK: Clock = Clock::Instructions;
+
+/// The one for file I/O.
+const DRIVE: &str = "nvme1";
 
 const fn path_test(name: &'static str, body: fn(&Ctx) -> Result<()>) -> Test {
     Test::new(name, body).on(TOPOLOGIES).timeout(1800)
@@ -53,20 +57,28 @@ fn is_measured_fully(path: &Path, size: u64) -> bool {
     size <= GIB || size == 32 * GIB && path.leaf > PAGE
 }
 
+fn is_cmb(device: &Device) -> bool {
+    matches!(device.kind, DeviceKind::Nvme { .. })
+}
+
 fn measure<const PATH: usize>(ctx: &Ctx) -> Result<()> {
     if !ctx.topology().icount {
         return ctx.skip("guest time does not count instructions on this machine");
     }
     let path = &PATHS[PATH];
     path.prepare(ctx)?;
-    let drive = open_direct(&block_device(ctx.nvme(1)?)?)?;
+    let is_drive = |device: &&Device| device.id == DRIVE;
+    let drive = ctx.topology().devices.iter().find(is_drive);
+    let drive = drive
+        .map(|device| open_direct(&block_device(device)?))
+        .transpose()?;
     for device in &ctx.topology().devices {
         if device.kind.memory_bar().is_some() && path.fits(device) {
             let subject = Subject {
                 ctx,
                 path,
                 device,
-                drive: &drive,
+                drive: drive.as_ref(),
             };
             subject
                 .measure()
@@ -81,7 +93,8 @@ struct Subject<'a> {
     ctx: &'a Ctx,
     path: &'a Path,
     device: &'a Device,
-    drive: &'a File,
+    /// On a machine that has drives only that is measured for which they are needed.
+    drive: Option<&'a File>,
 }
 
 impl Subject<'_> {
@@ -102,15 +115,23 @@ impl Subject<'_> {
     }
 
     fn measure(&self) -> Result<()> {
+        let fully = is_measured_fully(self.path, size(self.device));
+        if let Some(drive) = self.drive {
+            if fully {
+                self.direct(drive, &self.register()?)?;
+            }
+            if !is_cmb(self.device) {
+                return Ok(());
+            }
+        }
         self.registration()?;
         if self.path.leaf == PAGE && !MAPPED_4K.contains(&size(self.device)) {
             return Ok(());
         }
         let memory = self.register()?;
         self.life(&memory)?;
-        if is_measured_fully(self.path, size(self.device)) {
+        if fully {
             self.processes(&memory)?;
-            self.direct(&memory)?;
             self.attachment(&memory)?;
             drop(memory);
             self.revocation()?;
@@ -121,7 +142,7 @@ impl Subject<'_> {
 
     /// Time and struct pages. What is registered by its own driver at boot is left as it is.
     fn registration(&self) -> Result<()> {
-        if matches!(self.device.kind, DeviceKind::Nvme { .. }) {
+        if is_cmb(self.device) {
             return Ok(());
         }
         let (mut times, mut pages) = (Vec::new(), Vec::new());
@@ -200,14 +221,31 @@ impl Subject<'_> {
     }
 
     /// File I/O, where there are struct pages: only what the processor does, QEMU's drive is nobody's.
-    fn direct(&self, memory: &Memory) -> Result<()> {
-        for (metric, samples) in direct::into_mapping(CLOCK, self.drive, &memory.target())? {
+    fn direct(&self, drive: &File, memory: &Memory) -> Result<()> {
+        let mut pins = false;
+        for (metric, samples) in direct::into_mapping(CLOCK, drive, &memory.target())? {
             if matches!(
                 metric,
                 Metric::Direct4kProcessor | Metric::Direct1mProcessor
             ) {
                 self.tell(metric, samples)?;
+                pins = true;
             }
+        }
+        if pins {
+            self.pinning(drive, memory)?;
+        }
+        Ok(())
+    }
+
+    /// The share of pinning in it, by probes: not together with the above, which they would make slower.
+    fn pinning(&self, drive: &File, memory: &Memory) -> Result<()> {
+        let target = memory.target();
+        let _anchor = Anchor::behind(&target)?;
+        let mapped = target.map()?;
+        mapped.touch();
+        for (metric, samples) in pinning(self.ctx, drive, mapped.at(0))? {
+            self.tell(metric, samples)?;
         }
         Ok(())
     }
@@ -259,8 +297,7 @@ impl Subject<'_> {
 
     /// Unbinding the driver with everything mapped and touched.
     fn removal(&self) -> Result<()> {
-        let is_cmb = matches!(self.device.kind, DeviceKind::Nvme { .. });
-        if is_cmb || self.path.how == How::Vfio {
+        if is_cmb(self.device) || self.path.how == How::Vfio {
             return Ok(());
         }
         let mut samples = Vec::new();
@@ -277,6 +314,32 @@ impl Subject<'_> {
         })?;
         self.tell(Metric::Remove, samples)
     }
+}
+
+/// What reads of [`direct::LENGTHS`] spend in pinning the pages of `memory` and in letting go of them.
+fn pinning(ctx: &Ctx, drive: &File, memory: *mut u8) -> Result<Vec<(Metric, Vec<u64>)>> {
+    const METRICS: [[Metric; 2]; direct::LENGTHS.len()] = [
+        [Metric::Direct4kPin, Metric::Direct4kUnpin],
+        [Metric::Direct1mPin, Metric::Direct1mUnpin],
+    ];
+    let Some(probes) = Probes::of(&["pin_user_pages_fast", "__bio_release_pages"])? else {
+        ctx.say("this kernel has no probes: what pinning takes is not measured");
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for ((len, ..), [pin, unpin]) in direct::LENGTHS.into_iter().zip(METRICS) {
+        let (mut pins, mut unpins) = (Vec::new(), Vec::new());
+        CLOCK.repeat(|| {
+            let mut done = Ok(0);
+            let times = probes.time(|| done = read_into(drive, memory, len, 0))?;
+            ensure_eq!(done, Ok(len));
+            pins.push(times[0]);
+            unpins.push(times[1]);
+            Ok(())
+        })?;
+        found.extend([(pin, pins), (unpin, unpins)]);
+    }
+    Ok(found)
 }
 
 /// What the same file I/O costs with ordinary memory: what is more elsewhere is the price of the device's pages.
@@ -298,15 +361,20 @@ fn host_memory(ctx: &Ctx) -> Result<()> {
             // SAFETY: Inside of the memory, which no slice borrows.
             unsafe { at.add(offset as usize).write_volatile(1) };
         }
+        let mut found = Vec::new();
         for (len, metric, _) in direct::LENGTHS {
             // SAFETY: The memory is ours, and no slice of it is alive.
             let direct = unsafe { direct::read(CLOCK, &drive, at, len) }?;
+            found.push((metric, direct.processor));
+        }
+        found.extend(pinning(ctx, &drive, at)?);
+        for (metric, samples) in found {
             let measured = Measurement {
                 path: path.into(),
                 region: "host".into(),
                 size: 2 * MIB,
                 metric,
-                samples: direct.processor,
+                samples,
             };
             ctx.say(measured.to_line()?);
         }

@@ -30,6 +30,7 @@ pub(crate) const PAGE: u64 = 4 * KIB;
 
 /// What nearly every test needs.
 pub(crate) mod prelude {
+pub(crate) mod stopwatch;
     pub(crate) use anyhow::{Context as _, Result, bail, ensure};
     pub(crate) use barbuf_sys::*;
     pub(crate) use nix::errno::Errno;

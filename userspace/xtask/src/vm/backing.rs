@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::qmp::Qmp;
-use super::topology::{Backend, Device};
+use super::topology::{Backend, Device, LATENCY_NS};
 
 /// How long a guest may take to let go of a device, before the time scale.
 const UNPLUG_WITHIN: Duration = Duration::from_secs(40);
@@ -45,7 +45,9 @@ impl Stores {
     pub(crate) fn create(devices: Vec<Device>, dir: &Path, scale: u32) -> Result<Self> {
         let stores = devices.into_iter().map(|device| {
             let file = match &device.backend {
-                Backend::None | Backend::Memory { sparse: true, .. } => None,
+                Backend::None | Backend::Memory { sparse: true, .. } | Backend::Zeros { .. } => {
+                    None
+                }
                 Backend::Memory { id, bytes, .. } => {
                     let file = File::from(memfd_create(id.as_str(), MFdFlags::MFD_CLOEXEC)?);
                     file.set_len(*bytes)
@@ -87,6 +89,16 @@ impl Stores {
                         "driver": "raw",
                         "node-name": id,
                         "file": { "driver": "file", "filename": disk_path(&self.dir, &store.device) },
+                    });
+                    arguments.extend(["-blockdev".into(), node.to_string()]);
+                }
+                Backend::Zeros { id, mib } => {
+                    let node = json!({
+                        "driver": "null-co",
+                        "node-name": id,
+                        "size": u64::from(*mib) << 20,
+                        "latency-ns": LATENCY_NS,
+                        "read-zeroes": true,
                     });
                     arguments.extend(["-blockdev".into(), node.to_string()]);
                 }

@@ -19,6 +19,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// The slots of the root complex below this one are QEMU's own.
 const FIRST_ROOT_SLOT: usize = 3;
+/// How long the host lets pass before a drive that holds nothing answers.
+pub(crate) const LATENCY_NS: u64 = 10_000_000;
 /// What QEMU's default processor can address, less the room that everything else takes.
 const FITS_40_BITS: u64 = 256 * GIB;
 
@@ -38,6 +40,8 @@ pub(crate) struct Nvme {
     pub(crate) ext4: bool,
     /// A directory whose files the file system holds.
     pub(crate) files: Option<PathBuf>,
+    /// It holds nothing but zeros, and takes [`LATENCY_NS`] for every answer.
+    pub(crate) empty: bool,
     pub(crate) behind_switch: bool,
 }
 
@@ -103,6 +107,22 @@ impl Topology {
         self
     }
 
+    /// The machine without its drives. They answer when the host gets to it, which is never at the same instruction
+    /// twice; all other devices answer at once, or by the guest's own time.
+    pub(crate) fn without_drives(mut self) -> Self {
+        self.nvme.clear();
+        self
+    }
+
+    /// The machine with drives that hold nothing and are slow, so that whoever reads has gone to sleep when the answer
+    /// comes.
+    pub(crate) fn with_empty_drives(mut self) -> Self {
+        for nvme in &mut self.nvme {
+            nvme.empty = true;
+        }
+        self
+    }
+
     /// The machine with these files on the drives that have a file system.
     pub(crate) fn with_files(mut self, dir: &Path) -> Self {
         for nvme in self.nvme.iter_mut().filter(|nvme| nvme.ext4) {
@@ -149,6 +169,7 @@ impl Topology {
             disk_mib: 512,
             ext4,
             files: None,
+            empty: false,
             behind_switch,
         });
         self
@@ -294,6 +315,11 @@ pub(crate) enum Backend {
         ext4: bool,
         files: Option<PathBuf>,
     },
+    /// Zeros, and what is written is lost.
+    Zeros {
+        id: String,
+        mib: u32,
+    },
 }
 
 /// A topology with every slot assigned.
@@ -320,11 +346,18 @@ impl Topology {
         let mut devices = Vec::new();
         for (index, nvme) in self.nvme.iter().enumerate() {
             let id = format!("nvme{index}");
-            let backend = Backend::Disk {
-                id: format!("{id}-disk"),
-                mib: nvme.disk_mib,
-                ext4: nvme.ext4,
-                files: nvme.files.clone(),
+            let disk = format!("{id}-disk");
+            let backend = match nvme.empty {
+                true => Backend::Zeros {
+                    id: disk,
+                    mib: nvme.disk_mib,
+                },
+                false => Backend::Disk {
+                    id: disk,
+                    mib: nvme.disk_mib,
+                    ext4: nvme.ext4,
+                    files: nvme.files.clone(),
+                },
             };
             let mut json = json!({
                 "driver": "nvme",

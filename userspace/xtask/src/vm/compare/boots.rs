@@ -23,6 +23,8 @@ use crate::ctx::Ctx;
 
 /// Guests at a time. One that counts instructions has one processor and keeps one of the host's busy.
 const AT_A_TIME: usize = 2;
+/// The test that has nothing to do without a drive.
+const HOST_MEMORY: &str = "host-memory";
 
 /// What all boots have in common.
 pub(super) struct Machine<'a> {
@@ -45,7 +47,7 @@ pub(super) struct Results {
 
 enum Job<'a> {
     /// Of one round.
-    Measure(usize, String, Vec<&'a ListedTest>),
+    Measure(usize, String, Share<'a>),
     Answer(Vec<&'a ListedTest>),
 }
 
@@ -59,9 +61,9 @@ impl Machine<'_> {
     ) -> Result<Results> {
         let mut jobs = VecDeque::new();
         for round in 0..rounds as usize {
-            for (index, tests) in shares(measurements).into_iter().enumerate() {
+            for (index, share) in shares(measurements).into_iter().enumerate() {
                 let name = format!("compare-{}-{}", round + 1, index + 1);
-                jobs.push_back(Job::Measure(round, name, tests));
+                jobs.push_back(Job::Measure(round, name, share));
             }
         }
         if !verdicts.is_empty() {
@@ -77,8 +79,8 @@ impl Machine<'_> {
                     let job = lock(&jobs).pop_front();
                     match job {
                         None => return Ok(()),
-                        Some(Job::Measure(round, name, tests)) => {
-                            self.measure(round, &name, &tests, &results)?
+                        Some(Job::Measure(round, name, share)) => {
+                            self.measure(round, &name, &share, &results)?
                         }
                         Some(Job::Answer(tests)) => self.answer(tests, &results)?,
                     }
@@ -112,15 +114,19 @@ impl Machine<'_> {
         &self,
         round: usize,
         name: &str,
-        tests: &[&ListedTest],
+        share: &Share<'_>,
         results: &Mutex<Results>,
     ) -> Result<()> {
         let step = self.ctx.ui.step(format!("measure, boot {name}"));
         let topology = self.topology.clone().with_icount();
+        let topology = match share.drives {
+            true => topology.with_empty_drives(),
+            false => topology.without_drives(),
+        };
         let dir = BootDir::create(self.ctx, name)?;
         let boot = Boot {
             keep: self.keep,
-            ..Boot::new(&topology, self.parts, plan::suites(tests), dir)
+            ..Boot::new(&topology, self.parts, plan::suites(&share.tests), dir)
         };
         boot.run(&mut |progress| match progress {
             Progress::Begin(test) => step.note(test),
@@ -206,17 +212,26 @@ impl Machine<'_> {
     }
 }
 
-/// The tests of each measuring boot. Those whose time grows with the number of pages have two to themselves, so that
-/// two processors are busy; all others share one, S and barbuf's large pages among them.
-fn shares(tests: &[ListedTest]) -> Vec<Vec<&ListedTest>> {
-    let (reviewed, rest): (Vec<_>, Vec<_>) =
-        tests.iter().partition(|test| test.name.starts_with("r-"));
+/// What one measuring boot measures.
+struct Share<'a> {
+    tests: Vec<&'a ListedTest>,
+    /// File I/O and the memory of a drive; or else all that is to be had without them.
+    drives: bool,
+}
+
+/// The measuring boots. Paths whose time grows with the number of pages have two to themselves, so that two processors
+/// are busy; all others share one, S and barbuf's large pages among them. What needs a drive has one to itself, because a
+/// machine with drives is no two times the same.
+fn shares(tests: &[ListedTest]) -> Vec<Share<'_>> {
+    let memory = tests.iter().filter(|test| test.name != HOST_MEMORY);
+    let (reviewed, rest): (Vec<_>, Vec<_>) = memory.partition(|test| test.name.starts_with("r-"));
     let (small, large): (Vec<_>, Vec<_>) =
         rest.into_iter().partition(|test| test.name.ends_with("4k"));
-    [small, reviewed, large]
-        .into_iter()
-        .filter(|share| !share.is_empty())
-        .collect()
+    let with = |drives| move |tests| Share { tests, drives };
+    let mut shares: Vec<_> = [small, reviewed, large].map(with(false)).into();
+    shares.push(with(true)(tests.iter().collect()));
+    shares.retain(|share| !share.tests.is_empty());
+    shares
 }
 
 /// The last thing that each test has said. A test may speak before the end of the one before it is told, which waits
