@@ -78,7 +78,7 @@ fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
     found
 }
 
-/// The minima of one region and size. Quantities that no path has are left out, what a path has not is `-`.
+/// The values of one region and size. Quantities that no path has are left out, what a path has not is `-`.
 pub fn of_place(report: &Report, region: &str, size: u64) -> Table {
     let here: Vec<&Row> = report
         .rows
@@ -97,7 +97,7 @@ pub fn of_place(report: &Report, region: &str, size: u64) -> Table {
             let found = here
                 .iter()
                 .find(|row| row.path == path && row.metric == *metric);
-            cells.push(found.map_or("-".into(), |row| shown(row.min, row.unit)));
+            cells.push(found.map_or("-".into(), |row| shown(row.value(), row.unit)));
         }
         rows.push(cells);
     }

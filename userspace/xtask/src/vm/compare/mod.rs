@@ -109,6 +109,7 @@ fn print(report: &Report) {
         print!("{}", table::of_place(report, region, size).to_text());
     }
     print!("{}", document::answers(report).to_text());
+    print!("{}", document::pinning(report).to_text());
     print!("{}", reach::table(report).to_text());
 }
 

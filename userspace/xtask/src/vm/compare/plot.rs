@@ -133,6 +133,7 @@ const PLOTS: &[Plot] = &[
         metric: Metric::MmapTouch,
         unit: table::time,
         steps: &[
+            1_000,
             10_000,
             100_000,
             1_000_000,
