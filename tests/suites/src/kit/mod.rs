@@ -19,6 +19,7 @@ pub(crate) mod pci;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod slab;
+pub(crate) mod stopwatch;
 pub(crate) mod touch;
 pub(crate) mod vendor;
 pub(crate) mod vfio;
@@ -30,7 +31,6 @@ pub(crate) const PAGE: u64 = 4 * KIB;
 
 /// What nearly every test needs.
 pub(crate) mod prelude {
-pub(crate) mod stopwatch;
     pub(crate) use anyhow::{Context as _, Result, bail, ensure};
     pub(crate) use barbuf_sys::*;
     pub(crate) use nix::errno::Errno;
