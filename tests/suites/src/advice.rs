@@ -13,6 +13,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(mlock_is_harmless).timeout(60),
         test!(userfaultfd_is_refused).timeout(60),
         test!(smaps_and_pagemap_are_harmless).timeout(60),
+        test!(without_huge_pages_there_are_no_large_folios),
     ],
 };
 
@@ -164,4 +165,30 @@ fn smaps_and_pagemap_are_harmless(ctx: &Ctx) -> Result<()> {
         }
         case.check_all().context("after pagemap")
     })
+}
+
+/// A process that has huge pages switched off hears so when it maps, and not by SIGBUS at the first touch. What needs
+/// none works: folios of 4 KiB, and frames, which fall back.
+fn without_huge_pages_there_are_no_large_folios(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let page = |shift| Export::at(0, GIB).page().leaf(shift);
+    // SAFETY: Of this process alone, which ends with the test.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) })?;
+    let cases = [
+        (page(0), Err(Errno::EINVAL)),
+        (page(BARBUF_PAGE_SHIFT_2M), Err(Errno::EINVAL)),
+        (page(BARBUF_PAGE_SHIFT_4K), Ok(())),
+        (Export::at(0, GIB), Ok(())),
+    ];
+    for (export, wanted) in cases {
+        let buffer = provider.node.export(&export)?;
+        let map = Mapping::new(&buffer, Window::new(0, GIB), READ_WRITE, Place::Congruent);
+        if let Ok(map) = &map {
+            ensure_eq!(map.store(0, 42), Ok(()));
+            ensure_eq!(map.load(0), Ok(42));
+        }
+        let answer = map.map(drop);
+        ensure!(answer == wanted, "{export:?}: {answer:?}");
+    }
+    Ok(())
 }
