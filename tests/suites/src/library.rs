@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use barbuf::{
     Access, Alignment, Backing, Buffer, Cache, Control, Device, Direction, ErrorKind, Interest,
-    Kind, Origin, PageSize, State, Watch,
+    Kind, Origin, PageSize, Reason, RouteKind, State, Watch,
 };
 use nix::libc;
 
@@ -31,6 +31,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(other_drivers_buffers_are_told_apart),
         test!(names_fences_and_sync_files),
         test!(refusals_say_what_to_do),
+        test!(routes_to_a_buffer_are_told).on(&["npu-cmb", "no-route"]),
     ],
 };
 
@@ -363,5 +364,45 @@ fn refusals_say_what_to_do(ctx: &Ctx) -> Result<()> {
     let error = control.info().err().context("INFO of the control node")?;
     ensure_eq!(error.errno(), Some(libc::ENOTTY));
     drop(held);
+    Ok(())
+}
+
+/// Reachable, not reachable and why, no such function; and a buffer that is not the provider's.
+fn routes_to_a_buffer_are_told(ctx: &Ctx) -> Result<()> {
+    let (device, provider) = npu(ctx)?;
+    let buffer = device.export().any(MIB).build()?;
+    let drive = Function::of(ctx.nvme(0)?)?.bdf;
+    let route = device.route_to(&buffer, &drive)?;
+    if ctx.topology().name == "no-route" {
+        ensure_eq!(
+            (route.kind, route.reason),
+            (RouteKind::None, Reason::HostBridge)
+        );
+        ensure!(!route.is_good() && route.distance == 0, "{route:?}");
+    } else {
+        ensure_eq!(
+            (route.kind, route.reason),
+            (RouteKind::Switch, Reason::None)
+        );
+        ensure!(route.is_good() && route.distance == 4, "{route:?}");
+    }
+    // nvme is its driver.
+    ensure_eq!((route.dma_mask, route.iommu), (Some(u64::MAX), false));
+    // The same as for the region, and with a shorter address.
+    let region = device.info()?.roomiest().context("a region")?.index;
+    ensure_eq!(device.route(region, &drive)?, route);
+    ensure_eq!(device.route_to(&buffer, &drive["0000:".len()..])?, route);
+    let nobody = device.route_to(&buffer, "ffff:ff:1f.7")?;
+    ensure_eq!(
+        (nobody.kind, nobody.reason),
+        (RouteKind::None, Reason::NoDevice)
+    );
+    ensure!(!nobody.is_good() && nobody.dma_mask.is_none(), "{nobody:?}");
+
+    let error = device.route_to(udmabuf()?, &drive).err();
+    ensure_eq!(error.and_then(|error| error.errno()), Some(libc::ENODEV));
+    provider.function.unbind()?;
+    let error = device.route_to(&buffer, &drive).err();
+    ensure_eq!(error.and_then(|error| error.errno()), Some(libc::ENODEV));
     Ok(())
 }

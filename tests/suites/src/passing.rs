@@ -7,7 +7,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -15,8 +15,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use barbuf::pass::{Descriptor, Policy, Receiver, receive, send};
 use barbuf::{Backing, Buffer, Control, ErrorKind, Format, Origin, State, Watch};
 use nix::libc;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::Pid;
 
+use crate::kit::command::wait_for_socket;
 use crate::kit::pci::wait_until;
 use crate::kit::process::{Child, PROMPT, become_nobody, open_fds, scaled};
 use crate::kit::{GIB, PAGE};
@@ -29,6 +32,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(an_unprivileged_receiver_maps_and_is_told).timeout(60),
         test!(a_thousand_descriptors_in_a_storm).timeout(120),
         test!(the_examples_receive_what_is_sent).timeout(60),
+        test!(a_stranger_follows_the_readme).timeout(60),
     ],
 };
 
@@ -199,4 +203,59 @@ fn the_examples_receive_what_is_sent(ctx: &Ctx) -> Result<()> {
     }
     fs::remove_file(path)?;
     Ok(())
+}
+
+/// The example `send` as root, and every receiver as nobody, that of the README among them: each finds what was
+/// written. When the sender is interrupted nothing is left.
+fn a_stranger_follows_the_readme(ctx: &Ctx) -> Result<()> {
+    const SIZE: u64 = 2 << 20;
+    // The README's program knows no other.
+    let path = Path::new("/run/weights.sock");
+    let (device, provider) = npu(ctx)?;
+    let before = device.info()?;
+    let run = |program: &str| {
+        let mut command = Command::new(program);
+        command.arg(path).uid(65534).gid(65534);
+        command
+            .output()
+            .with_context(|| format!("cannot start {program}"))
+    };
+    let mut sender = Command::new("/examples/send")
+        .args([Path::new(provider.bdf()), path])
+        .spawn()?;
+    let result = (|| {
+        wait_for_socket(path)?;
+        let output = run("/examples/first")?;
+        ensure!(
+            !output.status.success(),
+            "nobody has let others connect: {output:?}"
+        );
+        fs::set_permissions(path, fs::Permissions::from_mode(0o602))?;
+        let word = format!(
+            "{}: {SIZE} bytes, word at {PAGE}: {PAGE:016x}, an eventfd",
+            provider.bdf()
+        );
+        for (program, said) in [
+            ("/examples/first", format!("{SIZE} bytes, the first is 0")),
+            ("/examples/receive", word.clone()),
+            ("/examples/receive-c", word.clone()),
+            ("/examples/receive-cxx", word),
+        ] {
+            let output = run(program)?;
+            ensure!(output.status.success(), "{program}: {output:?}");
+            ensure_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), said);
+        }
+        kill(Pid::from_raw(sender.id().try_into()?), Signal::SIGINT)?;
+        Ok(())
+    })();
+    if result.is_err() {
+        sender.kill()?;
+    }
+    let status = sender.wait()?;
+    let _ = fs::remove_file(path);
+    result?;
+    ensure_eq!(status.signal(), Some(Signal::SIGINT as i32));
+    wait_until("the end of what was sent", || {
+        device.info().is_ok_and(|info| info == before)
+    })
 }

@@ -135,3 +135,22 @@ fn every_language_receives_what_is_sent() {
         }
     }
 }
+
+/// What a stranger copies is what is compiled here, and run in the guest.
+#[test]
+fn the_readmes_print_the_first_example() {
+    let read = |path: &str| fs::read_to_string(repository().join(path)).unwrap();
+    let example = read("userspace/barbuf/examples/first.rs");
+    let at = example.find("use ").unwrap();
+    let program = &example[at..];
+    for (path, fence) in [
+        ("README.md", "```rust"),
+        ("userspace/barbuf/README.md", "```no_run"),
+    ] {
+        let printed = format!("{fence}\n{program}```\n");
+        assert!(
+            read(path).contains(&printed),
+            "{path} prints something else"
+        );
+    }
+}

@@ -483,7 +483,7 @@ pub(crate) fn build_initramfs(parts: &Parts, spec: &BootSpec) -> Result<Vec<u8>>
     archive.file_from("/init", 0o755, &parts.programs.init)?;
     archive.file_from("/suites", 0o755, &parts.programs.suites)?;
     archive.file_from("/bin/barbuf", 0o755, &parts.programs.command)?;
-    for (path, program) in &parts.programs.foreign {
+    for (path, program) in &parts.programs.others {
         archive.file_from(path, 0o755, program)?;
     }
     archive.file_from("/bin/busybox", 0o755, Path::new("/usr/bin/busybox"))?;

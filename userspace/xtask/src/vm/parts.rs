@@ -84,6 +84,9 @@ pub(crate) struct Parts {
     pub(crate) programs: Programs,
 }
 
+/// The crate's examples that the guest has, in `/examples`.
+const EXAMPLES: [&str; 3] = ["send", "receive", "first"];
+
 /// The programs of the guest, which also tell on the host what tests there are.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
@@ -91,8 +94,8 @@ pub(crate) struct Programs {
     pub(crate) suites: PathBuf,
     /// The command `barbuf`.
     pub(crate) command: PathBuf,
-    /// Those in C and C++: where they lie in the guest, and here.
-    pub(crate) foreign: Vec<(&'static str, PathBuf)>,
+    /// Those in C and C++, and the crate's examples: where they lie in the guest, and here.
+    pub(crate) others: Vec<(String, PathBuf)>,
 }
 
 impl Programs {
@@ -111,8 +114,11 @@ impl Programs {
                 "barbuf-suites",
                 "-p",
                 "barbuf-cli",
+                "-p",
+                "barbuf",
             ])
             .arg("--bins")
+            .args(EXAMPLES.iter().flat_map(|name| ["--example", name]))
             .arg("--manifest-path")
             .arg(ctx.repo.join("userspace/Cargo.toml"))
             .arg("--target-dir")
@@ -122,17 +128,20 @@ impl Programs {
             .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true");
         Log::create(ctx, ctx.target.join("guest-programs.log"))?
             .run(&mut cargo, "the guest's programs could not be built")?;
-        let foreign = FOREIGN
+        let mut others = FOREIGN
             .iter()
-            .map(|program| Ok((program.path, program.build(ctx, &target_dir)?)))
-            .collect::<Result<_>>()?;
+            .map(|program| Ok((program.path.into(), program.build(ctx, &target_dir)?)))
+            .collect::<Result<Vec<_>>>()?;
         step.done();
         let dir = target_dir.join(TARGET).join("release");
+        others.extend(
+            EXAMPLES.map(|name| (format!("/examples/{name}"), dir.join("examples").join(name))),
+        );
         Ok(Programs {
             init: dir.join("barbuf-guest"),
             suites: dir.join("barbuf-suites"),
             command: dir.join("barbuf"),
-            foreign,
+            others,
         })
     }
 
