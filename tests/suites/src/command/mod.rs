@@ -90,8 +90,9 @@ fn providers_come_and_go(ctx: &Ctx) -> Result<()> {
     let (npu, cmb) = (Restored::of(ctx.npu(0)?)?, Restored::of(ctx.nvme(0)?)?);
     let (npu, cmb) = (npu.bdf(), cmb.bdf());
     let drive = Function::of(ctx.nvme(1)?)?.bdf;
+    let bytes = Function::of(ctx.npu(0)?)?.bar(2)?.len;
     ensure_eq!(listed(npu, 2)?["export"], "bind");
-    ensure_eq!(listed(npu, 2)?["size"], 32 * GIB);
+    ensure_eq!(listed(npu, 2)?["size"], bytes);
     ensure_eq!(listed(cmb, 0)?["export"], "no");
     ensure_eq!(listed(cmb, 2)?["export"], "adopt");
     let row = listed(&drive, 0)?;
@@ -114,7 +115,7 @@ fn providers_come_and_go(ctx: &Ctx) -> Result<()> {
     );
     let regions = info["regions"].as_array().context("no regions")?;
     let region = regions.iter().find(|region| region["bar"] == 2);
-    ensure_eq!(region.context("no region of BAR 2")?["free"], 32 * GIB);
+    ensure_eq!(region.context("no region of BAR 2")?["free"], bytes);
     refusal(&["adopt", npu], 7)?;
     ensure_eq!(answer(&["unbind", npu])?["driver"], Value::Null);
     ensure_eq!(listed(npu, 2)?["export"], "bind");
