@@ -354,13 +354,6 @@ impl Buffer {
         Ok(())
     }
 
-    /// Lets others export its bytes too.
-    pub(crate) fn share(&self) {
-        if let Some(live) = self.gate.enter() {
-            live.reservation.share();
-        }
-    }
-
     /// The part of [`Buffer::revoke`] that has a bound: afterwards nobody reaches the memory but
     /// importers that cannot be told.
     fn shut(&self) -> Result<Option<Live>> {
@@ -454,9 +447,10 @@ impl dmabuf::Exporter for Buffer {
     fn released(this: Arc<Self>) {
         // A provider that retires finds the buffer in its list until the memory is back.
         let ending = this.ending.lock();
-        let changing = this.changing.lock();
-        let live = this.gate.close();
-        drop(changing);
+        let live = {
+            let _changing = this.changing.lock();
+            this.gate.close()
+        };
         drop(live);
         drop(ending);
         trace::release(this.id());

@@ -208,14 +208,12 @@ fn from_pool(order: &Order<'_>, region: &Region, used: Use) -> Result<Obtained> 
     }
     let taken = taken?;
     let physical = taken.physical()?;
-    if !region.physical.encloses(physical) {
-        // The pool has more than one piece of memory, and this is of another one.
-        return Err(ENOSPC);
-    }
+    // A pool can have more than one piece of memory, and give some of another one.
     let offset = physical
         .start()
         .checked_sub(region.physical.start())
-        .ok_or(ENODEV)?;
+        .filter(|_| region.physical.encloses(physical))
+        .ok_or(ENOSPC)?;
     let ranges = Few::One(Range::new(offset, len).map_err(errno)?);
     let memory = match order.export.backing {
         Backing::Pfn => Memory::Pool(taken),
@@ -340,6 +338,9 @@ impl<'a> Order<'a> {
                 drop(access);
                 access = self.access()?;
             }
+            if self.export.flags.contains(Flags::SHARED) {
+                obtained.live.reservation.share();
+            }
         }
 
         let order = leaf_limit(&obtained.live, region, &obtained.ranges, limit);
@@ -360,9 +361,6 @@ impl<'a> Order<'a> {
             // The last reference may go later than this provider, which does not know of the buffer.
             let _ = dmabuf.data().revoke();
             return Err(error);
-        }
-        if self.export.flags.contains(Flags::ZERO) && self.export.flags.contains(Flags::SHARED) {
-            dmabuf.data().share();
         }
         drop(access);
         trace::export(

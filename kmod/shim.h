@@ -58,9 +58,10 @@ u32 barbuf_helper_layout_pgmap(void);
 u32 barbuf_helper_layout_pgmap_size(void);
 u32 barbuf_helper_layout_mem(void);
 
-/* S_DAX on the inode behind a dma-buf; false where this kernel has no S_DAX. */
+/* Whether S_DAX means anything in this kernel, and it on a dma-buf's inode. */
 bool barbuf_helper_has_dax(void);
 void barbuf_helper_file_set_dax(struct file *file);
+/* Whether faults on a new VMA that wants huge pages come as huge ones. */
 bool barbuf_helper_vma_huge_faults(struct vm_area_struct *vma);
 
 void barbuf_helper_eventfd_signal(struct eventfd_ctx *ctx);
