@@ -12,10 +12,7 @@ use barbuf_guest::sysfs;
 use nix::cmsg_space;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockType, recvmsg, sendmsg};
 
 use crate::export::main_region;
 use crate::kit::pattern::word;
@@ -23,6 +20,7 @@ use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::process::{Child, PROMPT, allow_fds, open_fds, within};
 use crate::kit::slab;
+use crate::passing::pair;
 
 pub(crate) const SUITE: Suite = Suite {
     name: "lifetime",
@@ -74,21 +72,12 @@ fn receive(socket: &OwnedFd) -> Result<OwnedFd> {
     bail!("a message without a descriptor")
 }
 
-fn sockets() -> Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )?)
-}
-
 /// R9: the exporter passes a buffer on and dies; the receiver maps it, and the node's holder can
 /// still take it back.
 fn a_buffer_outlives_its_exporter(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
-        let (ours, theirs) = sockets()?;
+        let (ours, theirs) = pair(SockType::SeqPacket)?;
         Child::start(|| {
             let node = provider.reopen()?;
             let buffer = node.export(&Export::any(GIB).backing(backing))?;

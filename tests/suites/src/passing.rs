@@ -36,7 +36,7 @@ pub(crate) const SUITE: Suite = Suite {
     ],
 };
 
-fn pair(kind: SockType) -> Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pair(kind: SockType) -> Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(
         AddressFamily::Unix,
         kind,

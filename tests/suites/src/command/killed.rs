@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use barbuf::pass::{Descriptor, Policy, receive, send};
 use barbuf::{Backing, Buffer, Device, ErrorKind};
-use barbuf_guest::sysfs::dma_buf_count;
+use barbuf_guest::sysfs::{self, dma_buf_count};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::SockType;
 
 use super::broker::{RulesFile, SOCKET};
 use crate::export::main_region;
@@ -20,14 +20,17 @@ use crate::kit::command::fetch;
 use crate::kit::pattern::word;
 use crate::kit::pci::{Provider, wait_until};
 use crate::kit::process::{Child, open_fds, scaled};
+use crate::passing::pair;
 use crate::support::{Ctx, ensure_eq};
 
 const ROUNDS: u64 = 200;
+/// All buffers that the module knows.
+const BUFFERS: &str = "/sys/kernel/debug/barbuf/buffers";
 const ROLES: [&str; 3] = ["exporter", "importer", "broker"];
 
 /// A exports and sends, B receives, gets from the broker, maps and writes; 200 times one of the
 /// three is killed, and the others come to their end by themselves. Every time all bytes are free
-/// again, and no dma-buf is left.
+/// again, and no buffer and no dma-buf is left.
 pub(super) fn killed_at_random_moments(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     let (before, dma_bufs, fds) = (provider.node.info()?.regions, dma_buf_count()?, open_fds()?);
@@ -46,6 +49,10 @@ pub(super) fn killed_at_random_moments(ctx: &Ctx) -> Result<()> {
                 provider.wait_until_free(&before)?;
                 let gone = || dma_buf_count().is_ok_and(|count| count == dma_bufs);
                 wait_until("the end of every dma-buf", gone)?;
+                wait_until("the end of every buffer", || {
+                    // A line says what the columns are.
+                    sysfs::read(BUFFERS).is_ok_and(|text| text.lines().count() == 1)
+                })?;
                 ensure_eq!(open_fds()?, fds);
                 Ok(live)
             })
@@ -75,12 +82,7 @@ fn one_round(
     delay: Duration,
 ) -> Result<u32> {
     let mut broker = rules.serve()?;
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )?;
+    let (ours, theirs) = pair(SockType::SeqPacket)?;
     // Each child closes the other's end: otherwise nobody would see that the other has died.
     let mut ends = (Some(ours), Some(theirs));
     let bdf = provider.bdf();
