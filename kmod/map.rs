@@ -186,7 +186,8 @@ impl Mapping {
 
 impl Obstacle for Buffer {
     fn wait(&self, freezable: bool) -> Result {
-        self.gate.wait(freezable)
+        self.gate.wait(freezable)?;
+        self.provider.frames.wait(freezable)
     }
 }
 
@@ -195,7 +196,11 @@ impl Area for Mapping {
 
     fn fault(&self, fault: &Fault<'_>) -> Verdict<Buffer> {
         match self.buffer.gate.admit() {
-            Ok(live) => Verdict::Done(self.serve(fault, &live)),
+            Ok(live) if self.folios => Verdict::Done(self.serve(fault, &live)),
+            Ok(live) => match self.buffer.provider.frames.admit() {
+                Ok(_struct_pages_stay) => Verdict::Done(self.serve(fault, &live)),
+                Err(_) => Verdict::Blocked(self.buffer.clone()),
+            },
             Err(Shut::Suspended) => Verdict::Blocked(self.buffer.clone()),
             Err(Shut::Closed) => Verdict::Done(Outcome::SIGBUS),
         }

@@ -3,7 +3,7 @@
 //! Providers: PCI functions whose memory is exported.
 //!
 //! `region.rs` has the stretches of a provider that can be exported, `claims.rs` what is taken of
-//! them, `buffers.rs` who has it.
+//! them, `buffers.rs` who has it, `frames.rs` how struct pages come under mappings that have none.
 //!
 //! Lock order, for the whole module, outermost first:
 //!
@@ -16,14 +16,15 @@
 //! 6. [`Provider::power`],
 //! 7. `Buffer::changing`,
 //! 8. `Registry::inner`,
-//! 9. [`Provider::inner`],
-//! 10. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
+//! 9. `Provider::pages`,
+//! 10. [`Provider::inner`],
+//! 11. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
 //!     without any of the above,
-//! 11. the lock in `dmabuf::Weak`, those in `gate::Gate`, `PageMap::handing_out`, `Importers::counts`
+//! 12. the lock in `dmabuf::Weak`, those in `gate::Gate`, `PageMap::handing_out`, `Importers::counts`
 //!     and `Routes::known`.
 //!
-//! No user memory is touched under 3 to 11, because a page fault takes 2. A [`Gate`] is entered
-//! before 9, or inside 10, and never waited for under those. Suspending and revoking wait under 7 for
+//! No user memory is touched under 3 to 12, because a page fault takes 2. A [`Gate`] is entered
+//! before 9, or inside 11, and never waited for under those, but for `Provider::frames` under 9. Suspending and revoking wait under 7 for
 //! importers that can be told, revoking under 4 for the others, and both without 10.
 //!
 //! Nor is user memory touched inside a [`Gate`]: who suspends or closes one waits for those inside,
@@ -32,6 +33,7 @@
 
 mod buffers;
 mod claims;
+mod frames;
 mod region;
 mod uses;
 
@@ -172,6 +174,12 @@ pub(crate) struct Provider {
     /// How many buffers there are, for those.
     #[pin]
     uses: Mutex<u64>,
+    /// Open while bare frames may be mapped: see `frames.rs`. Never closed.
+    #[pin]
+    pub(crate) frames: Gate<()>,
+    /// Held while the struct pages of a region change.
+    #[pin]
+    pages: Mutex<()>,
     #[pin]
     inner: Mutex<Inner>,
 }
@@ -208,6 +216,8 @@ impl Provider {
                 power <- new_mutex!(()),
                 callbacks,
                 uses <- new_mutex!(0),
+                frames <- Gate::new(()),
+                pages <- new_mutex!(()),
                 inner <- new_mutex!(Inner {
                     taken,
                     buffers: Buffers::new(),

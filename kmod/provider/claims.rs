@@ -81,6 +81,19 @@ impl Provider {
         Ok(map)
     }
 
+    /// Whether a claim on these terms will want other struct pages than there are.
+    fn changes_pages(&self, index: u32, terms: &Terms) -> bool {
+        let inner = self.inner.lock();
+        let map = inner
+            .taken
+            .get(index as usize)
+            .and_then(|taken| taken.map.as_ref());
+        match terms.pages {
+            Some(order) => map.is_none_or(|map| map.order() != order),
+            None => map.is_some(),
+        }
+    }
+
     /// Claims bytes of region `index` for a new owner: `ranges`, or `len` bytes wherever there is
     /// room.
     ///
@@ -96,6 +109,13 @@ impl Provider {
         terms: Terms,
     ) -> Result<(Reservation, Few<Range>, Option<Arc<PageMap>>)> {
         let region = self.regions.get(index as usize).ok_or(EINVAL)?;
+        let pages = self.hold_pages(&terms);
+        let _out = match &pages {
+            Some(pages) if self.changes_pages(index, &terms) => {
+                Some(self.keep_frames_out(index, pages))
+            }
+            _ => None,
+        };
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let owner = inner.next_owner;

@@ -22,6 +22,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(a_revoked_mapping_never_shows_the_next_owner).timeout(600),
         test!(faults_against_unbind).timeout(120),
         test!(mmap_against_revoke).timeout(120),
+        test!(struct_pages_change_under_mapped_frames).timeout(120),
         test!(storm).timeout(120),
     ],
 };
@@ -265,6 +266,88 @@ fn mmap_against_revoke(ctx: &Ctx) -> Result<()> {
             .info()
             .is_ok_and(|info| info.regions == regions)
     })
+}
+
+/// Frames are valid for the kernel before their struct pages are filled in: while those change,
+/// nothing of the region may be mapped as frames. A page-backed export makes what is mapped refault;
+/// then threads map, touch and unmap frames of every size while struct pages come and go beside them.
+fn struct_pages_change_under_mapped_frames(ctx: &Ctx) -> Result<()> {
+    const ROUNDS: u64 = 16;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let node = &provider.node;
+    let frames: Vec<_> = [(30, GIB), (21, 16 * MIB), (12, 16 * PAGE)]
+        .into_iter()
+        .map(|(shift, len)| Ok((shift, len, node.export(&Export::any(len).leaf(shift))?)))
+        .collect::<Result<_>>()?;
+    let values = |len: u64, shift: u32| (0..len >> shift).map(move |i| (i << shift, word(len, i)));
+    for (shift, len, buffer) in &frames {
+        let map = Mapping::whole(buffer)?;
+        for (at, value) in values(*len, *shift) {
+            ensure!(map.store(at, value) == Ok(()));
+        }
+    }
+    // The last multiples of 1 GiB are not those that `any` chose.
+    let top = main_region(&node.info()?)?.length / GIB - 1;
+    let pages = |round: u64| {
+        let shift = [BARBUF_PAGE_SHIFT_2M, BARBUF_PAGE_SHIFT_1G][(round % 2) as usize];
+        node.export(&Export::at(top * GIB, GIB).page().leaf(shift))
+    };
+
+    let (_, _, large) = &frames[0];
+    let (map, faults) = (Mapping::whole(large)?, || -> Result<u64> {
+        Ok(node.query(large)?.raw.out_faults)
+    });
+    ensure!(map.load(0).is_ok());
+    let before = faults()?;
+    ensure!(map.load(0).is_ok() && faults()? == before);
+    for round in 0..2 {
+        drop(pages(round)?);
+        ensure!(
+            map.load(0).is_ok() && faults()? == before + 1 + round,
+            "round {round}: mapped frames stayed while struct pages came: {} faults, {before} before",
+            faults()?
+        );
+    }
+    // The same pages again: nothing changes.
+    drop(pages(1)?);
+    ensure!(map.load(0).is_ok() && faults()? == before + 2);
+    drop(map);
+
+    let (stop, lives) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = frames
+            .iter()
+            .map(|(shift, len, buffer)| {
+                let (stop, lives) = (&stop, &lives);
+                scope.spawn(move || -> Result<()> {
+                    while !stop.load(Ordering::Acquire) {
+                        let map = Mapping::whole(buffer)?;
+                        for (at, value) in values(*len, *shift) {
+                            let read = map.load(at);
+                            ensure!(read == Ok(value), "1 << {shift} at {at:#x}: {read:x?}");
+                        }
+                        lives.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let result = (0..ROUNDS).try_for_each(|round| -> Result<()> {
+            let buffer = pages(round).with_context(|| format!("round {round}"))?;
+            let map = Mapping::whole(&buffer)?;
+            ensure!(map.store(0, round) == Ok(()) && map.load(0) == Ok(round));
+            Ok(())
+        });
+        stop.store(true, Ordering::Release);
+        let ends: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        ends.into_iter()
+            .try_for_each(|end| end.map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+            .and(result)
+    })?;
+    let lives = lives.load(Ordering::Relaxed);
+    ensure!(lives > ROUNDS, "hardly anything was mapped: {lives}");
+    ctx.note(format!("{lives} mappings in {ROUNDS} rounds"));
+    Ok(())
 }
 
 /// R25: eight threads export, copy, map, touch, split, revoke, unmap and close as they like, for 20
