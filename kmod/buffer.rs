@@ -22,6 +22,7 @@ use crate::{
             DmaBuf, //
         },
         eventfd::EventFd,
+        fault::Folio,
         gate::Gate,
         memtype::{
             IoMapping,
@@ -33,10 +34,7 @@ use crate::{
             PoolRange, //
         },
         trace,
-        vma::{
-            Folio,
-            NewVma, //
-        }, //
+        vma::NewVma, //
     },
     few::Few,
     import::{

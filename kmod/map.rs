@@ -28,17 +28,19 @@ use crate::{
         Live, //
     },
     ext::{
+        fault::{
+            Fault,
+            Leaf,
+            Outcome, //
+        },
         gate::Shut,
         trace,
         vma::{
             Area,
-            Fault,
-            Leaf,
             LockedVma,
             Mode,
             NewVma,
             Obstacle,
-            Outcome,
             Verdict, //
         }, //
     },

@@ -239,7 +239,7 @@ impl Opener for Control {
 
 /// The capabilities that INFO tells.
 pub(crate) fn capabilities(provider: &Provider) -> u64 {
-    let leaf = crate::ext::vma::has_leaf;
+    let leaf = crate::ext::fault::has_leaf;
     let mut bits = 0;
     if provider.has_pages() {
         bits |= uapi::CAP_PAGE_BACKING;

@@ -10,6 +10,7 @@ pub(crate) mod access;
 pub(crate) mod attach;
 pub(crate) mod dmabuf;
 pub(crate) mod eventfd;
+pub(crate) mod fault;
 pub(crate) mod gate;
 pub(crate) mod global;
 pub(crate) mod layout;

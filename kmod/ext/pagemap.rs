@@ -9,9 +9,9 @@
 
 use super::{
     access,
+    fault::Folio,
     pci::Function,
-    shim,
-    vma::Folio, //
+    shim, //
 };
 use crate::pure::{
     order::PageOrder,

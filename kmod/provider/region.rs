@@ -5,11 +5,11 @@
 use crate::{
     copy::errno,
     ext::{
+        fault,
         pci::{
             BarFacts,
             Function, //
-        },
-        vma, //
+        }, //
     },
     pure::{
         exclude,
@@ -59,9 +59,9 @@ impl Region {
         let physical = Range::new(start, stretch.len()).map_err(errno)?;
         // The kernel adds memory in units of 2 MiB.
         let page_order = order::backing_order(start, stretch.len())
-            .filter(|order| pages && *order >= PageOrder::Pmd && vma::has_leaf(PageOrder::Pmd))
+            .filter(|order| pages && *order >= PageOrder::Pmd && fault::has_leaf(PageOrder::Pmd))
             .map(|order| {
-                if vma::has_leaf(order) {
+                if fault::has_leaf(order) {
                     order
                 } else {
                     PageOrder::Pmd
@@ -106,7 +106,7 @@ pub(crate) fn exclusions(function: &Function) -> Result<exclude::Function> {
 pub(super) fn largest(physical: Range) -> PageOrder {
     let mut order =
         order::region_max_order(physical.start(), physical.len()).unwrap_or(PageOrder::Page4K);
-    while !vma::has_leaf(order) {
+    while !fault::has_leaf(order) {
         match order.smaller() {
             Some(smaller) => order = smaller,
             None => break,
