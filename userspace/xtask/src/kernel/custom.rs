@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use super::config::{self, Config};
-use super::debian::{self, Choice};
+use super::debian::Choice;
+use super::packages;
 use super::patched;
 use super::{Flavour, Kernel};
 use crate::cache::{self, Tree};
@@ -43,7 +44,7 @@ fn fragments(flavour: Flavour) -> &'static [&'static str] {
 }
 
 pub(super) fn ensure(ctx: &Ctx, flavour: Flavour, choice: Choice) -> Result<Kernel> {
-    let choice = debian::packages(ctx, choice)?;
+    let choice = packages::binaries(ctx, choice)?;
     let dir = choice.dir(ctx).join(flavour.to_string());
     let _lock = cache::lock(ctx, &dir.join("lock"), &format!("the {flavour} kernel"))?;
 
@@ -77,7 +78,7 @@ pub(super) fn ensure(ctx: &Ctx, flavour: Flavour, choice: Choice) -> Result<Kern
         && installed.ready()?;
     if !ready {
         installed.unseal()?;
-        let source = debian::source(ctx, &choice)?;
+        let source = packages::source(ctx, &choice)?;
         let step = ctx.ui.step(format!("building the {flavour} kernel"));
         cache::need_space(ctx, &dir, 8, "a kernel build")?;
         let source = patched::source(ctx, &choice, source, &patches)?;

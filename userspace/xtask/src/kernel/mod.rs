@@ -2,12 +2,13 @@
 
 //! The kernels that barbuf is built for and tested on.
 //!
-//! [`debian`] decides which version that is and fetches it, [`stock`] makes Debian's binary
+//! [`debian`] decides which version that is, [`packages`] fetches it, [`stock`] makes Debian's binary
 //! package fit to build Rust modules for, [`custom`] builds kernels of our own from its source.
 
 mod config;
 mod custom;
 mod debian;
+mod packages;
 mod patched;
 mod stock;
 mod symvers;
@@ -91,8 +92,8 @@ pub(crate) fn ensure(flavour: Flavour, ctx: &Ctx) -> Result<Kernel> {
 
 /// The source that all the kernels come from, unpatched.
 pub(crate) fn source(ctx: &Ctx) -> Result<PathBuf> {
-    let choice = debian::packages(ctx, debian::choose(ctx)?)?;
-    debian::source(ctx, &choice)
+    let choice = packages::binaries(ctx, debian::choose(ctx)?)?;
+    packages::source(ctx, &choice)
 }
 
 /// Asks the mirror for a newer kernel and takes it.

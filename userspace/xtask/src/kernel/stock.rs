@@ -15,7 +15,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::config::Config;
-use super::debian::{self, Choice};
+use super::debian::Choice;
+use super::packages;
 use super::{Flavour, Kernel, symvers};
 use crate::cache::{self, Tree};
 use crate::cmd::{self, Log, make_dir};
@@ -31,7 +32,7 @@ include $(KBUILD_OUTPUT)/common/Makefile
 ";
 
 pub(super) fn ensure(ctx: &Ctx, choice: Choice) -> Result<Kernel> {
-    let choice = debian::packages(ctx, choice)?;
+    let choice = packages::binaries(ctx, choice)?;
     let usr = choice.packages_dir(ctx).join("usr");
     let modules = usr.join("lib/modules").join(&choice.release);
     let boot = choice.packages_dir(ctx).join("boot");
@@ -59,7 +60,7 @@ pub(super) fn ensure(ctx: &Ctx, choice: Choice) -> Result<Kernel> {
     let key = format!("{} {RECIPE}", choice.version);
     let tree = Tree::new(ctx, kernel.build_dir.clone(), key);
     if !tree.ready()? {
-        let source = debian::source(ctx, &choice)?;
+        let source = packages::source(ctx, &choice)?;
         let step = ctx.ui.step("regenerating the stock kernel's Rust metadata");
         let meta = dir.join("meta");
         regenerate(ctx, &source, &headers, &meta)?;
