@@ -8,6 +8,7 @@
  * take devices away from other tests, so it is bound by driver_override alone.
  */
 #include <linux/atomic.h>
+#include <linux/cleanup.h>
 #include <linux/dma-buf.h>
 #include <linux/kref.h>
 #include <linux/miscdevice.h>
@@ -62,10 +63,9 @@ static int npu_first_export(void *priv)
 		atomic_inc(&npu->refusals);
 		return refuse;
 	}
-	mutex_lock(&npu->power);
+	guard(mutex)(&npu->power);
 	atomic_inc(&npu->first_exports);
 	WARN_ON(atomic_inc_return(&npu->in_use) != 1);
-	mutex_unlock(&npu->power);
 	return 0;
 }
 
@@ -73,10 +73,9 @@ static void npu_last_release(void *priv)
 {
 	struct npu *npu = priv;
 
-	mutex_lock(&npu->power);
+	guard(mutex)(&npu->power);
 	atomic_inc(&npu->last_releases);
 	WARN_ON(atomic_dec_return(&npu->in_use) != 0);
-	mutex_unlock(&npu->power);
 }
 
 static const struct barbuf_provider_ops npu_ops = {
@@ -140,23 +139,21 @@ static int npu_close(struct inode *inode, struct file *file)
 
 static long npu_ioctl_register(struct npu *npu, void __user *arg)
 {
-	struct barbuf_provider_region *regions;
-	struct npu_register *wanted;
 	unsigned int i;
-	long ret;
+	int ret;
 
 	if (npu->provider)
 		return -EALREADY;
-	wanted = memdup_user(arg, sizeof(*wanted));
+	struct npu_register *wanted __free(kfree) =
+		memdup_user(arg, sizeof(*wanted));
 	if (IS_ERR(wanted))
 		return PTR_ERR(wanted);
-	ret = -EINVAL;
 	if (wanted->nr_regions > NPU_SAMPLE_MAX_REGIONS)
-		goto out_wanted;
-	ret = -ENOMEM;
-	regions = kcalloc(NPU_SAMPLE_MAX_REGIONS, sizeof(*regions), GFP_KERNEL);
+		return -EINVAL;
+	struct barbuf_provider_region *regions __free(kfree) =
+		kcalloc(NPU_SAMPLE_MAX_REGIONS, sizeof(*regions), GFP_KERNEL);
 	if (!regions)
-		goto out_wanted;
+		return -ENOMEM;
 	for (i = 0; i < wanted->nr_regions; i++) {
 		regions[i].bar = wanted->regions[i].bar;
 		regions[i].flags = wanted->regions[i].flags;
@@ -166,12 +163,9 @@ static long npu_ioctl_register(struct npu *npu, void __user *arg)
 		regions[i].reserved = wanted->regions[i].reserved;
 	}
 	ret = npu_request(npu, wanted->request);
-	if (!ret)
-		ret = npu_register(npu, regions, wanted->nr_regions);
-	kfree(regions);
-out_wanted:
-	kfree(wanted);
-	return ret;
+	if (ret)
+		return ret;
+	return npu_register(npu, regions, wanted->nr_regions);
 }
 
 /* For a driver that does something with the dma-buf before it hands it on. */
@@ -286,7 +280,6 @@ static long npu_ioctl_locked(struct npu *npu, unsigned int cmd,
 static long npu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct npu *npu = file->private_data;
-	long ret;
 
 	if (cmd == NPU_COUNTERS)
 		return npu_ioctl_counters(npu, (void __user *)arg);
@@ -294,10 +287,8 @@ static long npu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		atomic_set(&npu->refuse, -(int)arg);
 		return 0;
 	}
-	mutex_lock(&npu->lock);
-	ret = npu->gone ? -ENODEV : npu_ioctl_locked(npu, cmd, arg);
-	mutex_unlock(&npu->lock);
-	return ret;
+	guard(mutex)(&npu->lock);
+	return npu->gone ? -ENODEV : npu_ioctl_locked(npu, cmd, arg);
 }
 
 static const struct file_operations npu_fops = {
@@ -378,36 +369,27 @@ static void npu_remove(struct pci_dev *pdev)
 
 static void npu_quiesce(struct npu *npu)
 {
-	mutex_lock(&npu->lock);
-	mutex_lock(&npu->power);
+	guard(mutex)(&npu->lock);
+	guard(mutex)(&npu->power);
 	if (npu->provider)
 		barbuf_provider_suspend(npu->provider);
-	mutex_unlock(&npu->power);
-	mutex_unlock(&npu->lock);
 }
 
 static int npu_restart(struct npu *npu)
 {
-	int ret = 0;
-
-	mutex_lock(&npu->lock);
-	mutex_lock(&npu->power);
-	if (npu->provider)
-		ret = barbuf_provider_resume(npu->provider);
-	mutex_unlock(&npu->power);
-	mutex_unlock(&npu->lock);
-	return ret;
+	guard(mutex)(&npu->lock);
+	guard(mutex)(&npu->power);
+	return npu->provider ? barbuf_provider_resume(npu->provider) : 0;
 }
 
 /* For good: ends all waiting, also for a resume that will not come. */
 static void npu_lost(struct npu *npu)
 {
-	mutex_lock(&npu->lock);
+	guard(mutex)(&npu->lock);
 	if (npu->provider) {
 		pci_err(npu->pdev, "has failed, its memory is taken back\n");
 		npu_unregister(npu);
 	}
-	mutex_unlock(&npu->lock);
 }
 
 static void npu_reset_prepare(struct pci_dev *pdev)

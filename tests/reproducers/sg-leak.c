@@ -6,13 +6,13 @@
  * sg_free_table(), which frees as many entries as orig_nents says.
  * (drivers/dma-buf/dma-buf-mapping.c, lib/scatterlist.c)
  *
- * The importer is tests/kmod/importer.c, because none that a virtual machine
+ * The importer is tests/kmod/importer/, because none that a virtual machine
  * can have takes memory of other devices.
  *
  * usage: sg-leak BDF	(BAR 2, bound to vfio-pci; importer.ko loaded)
  */
 #include "reproducer.h"
-#include "../kmod/importer.h"
+#include "../kmod/importer/importer.h"
 
 #define ROUNDS 20000
 

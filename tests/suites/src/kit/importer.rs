@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The importer of `tests/kmod/importer.c`: a device that really moves bytes, and a driver that behaves as it is told. The
-//! numbers are those of `tests/kmod/importer.h`.
+//! The importer of `tests/kmod/importer/`: a device that really moves bytes, and a driver that behaves as it is told. The
+//! numbers are those of `tests/kmod/importer/importer.h`.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd as _};
