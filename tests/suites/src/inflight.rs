@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Memory that is taken away while a drive reads into it.
+//! Memory that is taken away while a drive reads into it or writes from it.
 //!
-//! Reads that were let in finish, in bounded time; nobody gets the bytes before; and what is found
-//! there later is what was there before or what the drive sent.
+//! What was let in finishes, in bounded time; nobody gets the bytes before; and what arrives is what
+//! was sent, and nothing of the next owner's.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 use barbuf_guest::protocol::HostOp;
@@ -13,8 +13,8 @@ use barbuf_guest::sysfs;
 use serde_json::json;
 
 use crate::adopt::the_drive_is_back;
-use crate::kit::drive::{block_device, open_direct, read_into};
-use crate::kit::pattern::word;
+use crate::kit::drive::{Aligned, block_device, open_direct, read_into, write_from};
+use crate::kit::pattern::{self, word};
 use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::process::{PROMPT, within};
@@ -30,91 +30,159 @@ pub(crate) const SUITE: Suite = Suite {
     ],
 };
 
-/// Reads from a drive into a buffer all the time, and takes the buffer away in the middle.
+/// Which way the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    ToMemory,
+    ToDrive,
+}
+
+/// Bytes of one transfer: a few commands for the drive.
+const LEN: u64 = 2 * MIB;
+/// Seeds of what lies at the target, of what the first transfer brings there and of what the second
+/// does, and of what the next owner of the memory writes.
+const BEFORE: u64 = 40;
+const SENT: [u64; 2] = [41, 42];
+const NEXT: u64 = 43;
+
+/// What the transfer `turn` brings to byte `at` of its target: it is taken from `turn * LEN`.
+fn sent(turn: u64, at: u64) -> u64 {
+    word(SENT[turn as usize], turn * LEN + at)
+}
+
+/// Takes the buffer away while a transfer is on its way that takes a second. `take` returns the provider
+/// that the next owner gets the bytes from.
 ///
-/// Each read that was let in finishes; afterwards they are EFAULT. Every block of 512 bytes is as
-/// it was or as the drive has it.
-fn take_away_while_reading(
+/// That transfer finishes, and further ones are EFAULT. The target has all that was sent, sector by
+/// sector, and nothing of the next owner's, who writes as soon as it can.
+fn take_away_in_flight(
     ctx: &Ctx,
-    seed: u64,
-    take: impl Fn(&Provider, &Buffer) -> Result<()>,
+    way: Way,
+    pause: Duration,
+    take: &dyn Fn(Provider, &Buffer) -> Result<Provider>,
 ) -> Result<()> {
-    const LEN: u64 = 8 * MIB;
-    let drive = prepared_drive(&block_device(ctx.nvme(0)?)?, seed, LEN)?;
+    let path = block_device(ctx.nvme(0)?)?;
+    let drive = open_direct(&path)?;
     let provider = Provider::bind(ctx.npu(0)?)?;
-    let buffer = provider.node.export(&Export::at(0, GIB).page())?;
+    let wanted = Export::at(0, GIB).page();
+    let buffer = provider.node.export(&wanted)?;
     let map = Mapping::whole(&buffer)?;
-    fill(&map, 0, LEN, !seed)?;
-    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let to_drive = |seed, at| -> Result<()> {
+        let mut memory = Aligned::new(LEN)?;
+        let bytes = pattern::bytes(seed, at, LEN as usize);
+        memory.bytes_mut().copy_from_slice(&bytes);
+        let written = write_from(&drive, memory.as_ptr(), LEN, at);
+        ensure!(written == Ok(LEN), "preparing the drive: {written:?}");
+        Ok(())
+    };
+    match way {
+        Way::ToMemory => {
+            to_drive(SENT[0], 0)?;
+            to_drive(SENT[1], LEN)?;
+            fill(&map, 0, LEN, BEFORE)?;
+        }
+        Way::ToDrive => {
+            fill(&map, 0, LEN, SENT[0])?;
+            fill(&map, LEN, LEN, SENT[1])?;
+            to_drive(BEFORE, 0)?;
+        }
+    }
     let address = map.at(0) as usize;
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| -> Result<u64> {
-            loop {
-                match read_into(&drive, address as *mut u8, LEN, 0) {
-                    Ok(LEN) => done.fetch_add(1, Ordering::Relaxed),
-                    // Ended by the revocation in the middle: the drive reports what it had done.
-                    Ok(part) => return Ok(part),
-                    Err(Errno::EFAULT) => return Ok(0),
-                    Err(errno) => bail!("pread: {errno}"),
-                };
-                ensure!(
-                    !stop.load(Ordering::Relaxed),
-                    "reads into a revoked buffer succeed"
-                );
-            }
-        });
-        let started = wait_until("the first read", || {
-            done.load(Ordering::Relaxed) > 0 || reader.is_finished()
-        });
-        std::thread::sleep(Duration::from_millis(seed % 40));
-        let taken = started
-            .and_then(|()| within(4 * PROMPT, "taking it away", || take(&provider, &buffer))?);
-        // One read may have been let in before.
-        std::thread::sleep(Duration::from_millis(500));
-        stop.store(true, Ordering::Relaxed);
-        let ended = reader
-            .join()
-            .map_err(|_| anyhow::anyhow!("the reader panicked"))?;
-        taken?;
-        ended.map(drop)
-    })?;
-    ensure!(map.load(0) == Err(Fault::bus(map.at(0))));
-    drop((map, buffer, provider));
+    let transfer = |turn: u64| match way {
+        Way::ToMemory => read_into(&drive, address as *mut u8, LEN, turn * LEN),
+        Way::ToDrive => write_from(&drive, (address as u64 + turn * LEN) as *const u8, LEN, 0),
+    };
+    let first = transfer(0);
+    ensure!(first == Ok(LEN), "undisturbed: {first:?}");
 
-    let provider = Provider::bind(ctx.npu(0)?)?;
-    let again = Export::at(0, GIB);
-    wait_until("the bytes free again", || {
-        provider.node.export(&again).is_ok()
-    })?;
-    let map_of = provider.node.export(&again)?;
-    let map = Mapping::whole(&map_of)?;
-    for block in (0..LEN).step_by(512) {
-        let is = |seed: u64| {
-            (block..block + 512)
-                .step_by(8)
-                .all(|at| map.load(at) == Ok(word(seed, at)))
-        };
-        ensure!(is(seed) || is(!seed), "the block at {block:#x} is torn");
-    }
-    Ok(())
-}
-
-/// R16: O_DIRECT in flight during REVOKE.
-fn direct_io_in_flight_while_revoked(ctx: &Ctx) -> Result<()> {
-    for seed in 1..6 {
-        take_away_while_reading(ctx, seed * 7, |provider, buffer| {
-            Ok(provider.node.revoke(buffer)?)
+    let slow = Slow::new(ctx, LEN / 2)?;
+    let (next, answer) = std::thread::scope(|scope| -> Result<_> {
+        let second = scope.spawn(|| transfer(1));
+        wait_until("the transfer", || is_busy(&path).unwrap_or(false))?;
+        std::thread::sleep(pause);
+        ensure!(is_busy(&path)?, "it has ended too early for this test");
+        let provider = within(4 * PROMPT, "taking it away", || take(provider, &buffer))??;
+        let third = transfer(0);
+        ensure!(third == Err(Errno::EFAULT), "let in afterwards: {third:?}");
+        ensure!(map.load(0) == Err(Fault::bus(map.at(0))));
+        drop((map, buffer));
+        let mut next = None;
+        wait_until("the bytes free again", || {
+            next = provider.node.export(&wanted).ok();
+            next.is_some()
         })?;
+        let next = next.context("no buffer")?;
+        let theirs = Mapping::whole(&next)?;
+        if way == Way::ToDrive {
+            // Whatever still reads the memory now sends their bytes.
+            fill(&theirs, 0, 2 * LEN, NEXT)?;
+        }
+        let answer = within(4 * PROMPT, "the transfer", || second.join())?
+            .map_err(|_| anyhow::anyhow!("the thread panicked"))?;
+        Ok(((provider, theirs), answer))
+    })?;
+    drop(slow);
+
+    let arrived: Vec<u64> = match way {
+        Way::ToMemory => {
+            let load = |at| {
+                next.1
+                    .load(at)
+                    .map_err(|fault| anyhow::anyhow!("{fault:x?}"))
+            };
+            (0..LEN).step_by(8).map(load).collect::<Result<_>>()?
+        }
+        Way::ToDrive => {
+            let back = Aligned::new(LEN)?;
+            let read = read_into(&drive, back.as_ptr(), LEN, 0);
+            ensure!(read == Ok(LEN), "reading back: {read:?}");
+            let words = back.bytes().chunks_exact(8);
+            words
+                .map(|word| Ok(u64::from_le_bytes(word.try_into()?)))
+                .collect::<Result<_>>()?
+        }
+    };
+    for (block, words) in arrived.chunks_exact(512 / 8).enumerate() {
+        let at = |i: usize| (block * 512 + i * 8) as u64;
+        let is = |turn| (0..words.len()).all(|i| words[i] == sent(turn, at(i)));
+        ensure!(
+            is(0) || is(1),
+            "{way:?}: the sector at {:#x} is torn",
+            at(0)
+        );
+        ensure!(is(1), "{way:?}: the sector at {:#x} has not come", at(0));
+    }
+    ensure!(answer == Ok(LEN), "{way:?}: {answer:?}");
+    Ok(())
+}
+
+fn both_ways(ctx: &Ctx, take: &dyn Fn(Provider, &Buffer) -> Result<Provider>) -> Result<()> {
+    for way in [Way::ToMemory, Way::ToDrive] {
+        for pause in [0, 300, 900] {
+            let pause = Duration::from_millis(pause);
+            take_away_in_flight(ctx, way, pause, take)
+                .with_context(|| format!("{way:?}, after {pause:?}"))?;
+        }
     }
     Ok(())
 }
 
-/// R16: O_DIRECT in flight during unbind.
+/// R16: O_DIRECT in flight during REVOKE, which does not wait for it.
+fn direct_io_in_flight_while_revoked(ctx: &Ctx) -> Result<()> {
+    both_ways(ctx, &|provider, buffer| {
+        within(PROMPT, "REVOKE", || provider.node.revoke(buffer))??;
+        Ok(provider)
+    })
+}
+
+/// R16: O_DIRECT in flight during unbind, which waits for no more than it. The next owner is that of a
+/// function that is bound anew.
 pub(crate) fn direct_io_in_flight_while_unbound(ctx: &Ctx) -> Result<()> {
-    for seed in 1..6 {
-        take_away_while_reading(ctx, seed * 9, |provider, _| provider.function.unbind())?;
-    }
-    Ok(())
+    both_ways(ctx, &|provider, _| {
+        provider.function.unbind()?;
+        drop(provider);
+        Provider::bind(ctx.npu(0)?)
+    })
 }
 
 /// The same while the other drive reads into the pool: those reads finish, and the unbind waits for
@@ -149,6 +217,13 @@ fn unbinding_the_owner_with_reads_in_flight(ctx: &Ctx) -> Result<()> {
         the_drive_is_back(ctx)?;
     }
     Ok(())
+}
+
+/// Whether a drive has commands to do.
+fn is_busy(path: &Path) -> Result<bool> {
+    let disk = path.file_name().context("a name")?.to_string_lossy();
+    let text = sysfs::read(format!("/sys/block/{disk}/inflight"))?;
+    Ok(text.split_whitespace().any(|count| count != "0"))
 }
 
 /// Makes the first drive slow, until this is dropped.
@@ -187,11 +262,7 @@ fn bytes_come_back_after_the_last_page_pin(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = MIB;
     let path = block_device(ctx.nvme(0)?)?;
     let drive = prepared_drive(&path, 1, LEN)?;
-    let disk = path.file_name().context("a name")?.to_string_lossy();
-    let is_reading = || -> Result<bool> {
-        let text = sysfs::read(format!("/sys/block/{disk}/inflight"))?;
-        Ok(text.split_whitespace().next() != Some("0"))
-    };
+    let is_reading = || is_busy(&path);
     let provider = Provider::bind(ctx.npu(0)?)?;
     let wanted = Export::at(0, GIB).page();
     let buffer = provider.node.export(&wanted)?;
