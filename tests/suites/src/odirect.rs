@@ -28,6 +28,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(ext4_to_memory_and_back).timeout(120),
         test!(smaller_pages_work_too).timeout(120),
         test!(without_struct_pages_it_is_efault).timeout(60),
+        test!(without_struct_pages_ext4_says_efault).timeout(60),
         test!(a_read_only_buffer_is_not_written_to),
         test!(vmsplice_is_refused),
         test!(registered_buffers_are_refused),
@@ -157,36 +158,37 @@ pub(crate) fn memory_to_raw_drive(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// The same through a file of ext4, which was written in the ordinary way, and back into another.
+/// The same through a file of ext4, piece by piece, in each size: one that was written in the ordinary
+/// way, and back into another.
 pub(crate) fn ext4_to_memory_and_back(ctx: &Ctx) -> Result<()> {
-    const LEN: u64 = 24 * MIB;
     let mounted = Mounted::ext4(ctx, &block_device(ctx.nvme(1)?)?, "/run/drive")?;
     let (source, copy) = (mounted.0.join("source"), mounted.0.join("copy"));
-    let sent = pattern::bytes(4, 0, LEN as usize);
-    fs::write(&source, &sent)?;
     let all = All::new(ctx)?;
-    for at in places(all.len, LEN) {
-        let file = open_direct(&source)?;
-        for part in (0..LEN).step_by(8 << 20) {
-            whole(
-                "pread",
-                read_into(&file, all.map.at(at + part), 8 * MIB, part),
-                8 * MIB,
-            )?;
+    for size in SIZES {
+        let len = (2 * size).max(MIB);
+        let [start, across, _] = places(all.len, size);
+        for at in [start, across, all.len - len] {
+            let sent = pattern::bytes(at ^ size, 0, len as usize);
+            fs::write(&source, &sent)?;
+            let file = open_direct(&source)?;
+            for part in (0..len).step_by(size as usize) {
+                let answer = read_into(&file, all.map.at(at + part), size, part);
+                whole(&format!("pread to {at:#x} + {part:#x}"), answer, size)?;
+            }
+            all.holds(ctx, at, &sent)?;
+            File::create(&copy)?.set_len(len)?;
+            let file = open_direct(&copy)?;
+            for part in (0..len).step_by(size as usize) {
+                let answer = write_from(&file, all.map.at(at + part), size, part);
+                whole(&format!("pwrite from {at:#x} + {part:#x}"), answer, size)?;
+            }
+            drop(file);
+            ensure!(
+                fs::read(&copy)? == sent,
+                "in pieces of {size:#x}, the copy from {at:#x} differs"
+            );
+            fs::remove_file(&copy)?;
         }
-        all.holds(ctx, at, &sent)?;
-        File::create(&copy)?.set_len(LEN)?;
-        let file = open_direct(&copy)?;
-        for part in (0..LEN).step_by(8 << 20) {
-            whole(
-                "pwrite",
-                write_from(&file, all.map.at(at + part), 8 * MIB, part),
-                8 * MIB,
-            )?;
-        }
-        drop(file);
-        ensure!(fs::read(&copy)? == sent, "the copy from {at:#x} differs");
-        fs::remove_file(&copy)?;
     }
     fs::remove_file(&source)?;
     Ok(())
@@ -261,6 +263,39 @@ pub(crate) fn without_struct_pages_it_is_efault(ctx: &Ctx) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// R16: ext4 says the same, and nothing else; the file has neither changed nor grown.
+fn without_struct_pages_ext4_says_efault(ctx: &Ctx) -> Result<()> {
+    const LEN: u64 = 8 * MIB;
+    let mounted = Mounted::ext4(ctx, &block_device(ctx.nvme(1)?)?, "/run/drive")?;
+    let path = mounted.0.join("file");
+    let there = pattern::bytes(16, 0, LEN as usize);
+    fs::write(&path, &there)?;
+    let file = open_direct(&path)?;
+    // What is still to be written would not come from the drive.
+    file.sync_all()?;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffer = provider.node.export(&Export::at(0, 2 * GIB))?;
+    let map = Mapping::whole(&buffer)?;
+    for size in SIZES {
+        for at in places(2 * GIB, size) {
+            fill(&map, at, PAGE, 8)?;
+            let answers = [
+                read_into(&file, map.at(at), size, 0),
+                write_from(&file, map.at(at), size, 0),
+                write_from(&file, map.at(at), size, LEN),
+            ];
+            ensure!(
+                answers == [Err(Errno::EFAULT); 3],
+                "pread, pwrite, and pwrite at the end, of {size:#x} at {at:#x}: {answers:?}"
+            );
+            verify(&map, at, PAGE, 8)?;
+        }
+    }
+    drop(file);
+    ensure!(fs::read(&path)? == there, "the file is another one");
+    Ok(fs::remove_file(&path)?)
 }
 
 /// A read-only buffer can be written from, but not read into.
