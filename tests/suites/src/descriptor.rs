@@ -3,6 +3,7 @@
 //! The file descriptor that EXPORT returns: an ordinary dma-buf, opened as asked for.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::stat::fstat;
@@ -15,6 +16,7 @@ pub(crate) const SUITE: Suite = Suite {
     tests: &[
         test!(read_only_is_kept),
         test!(cloexec_is_kept),
+        test!(cloexec_decides_what_exec_leaves_open),
         test!(eventfds),
         test!(generic_dma_buf_operations),
     ],
@@ -64,6 +66,30 @@ fn cloexec_is_kept(ctx: &Ctx) -> Result<()> {
         let kept = FdFlag::from_bits_truncate(fcntl(&buffer, FcntlArg::F_GETFD)?)
             .contains(FdFlag::FD_CLOEXEC);
         ensure!(kept == wanted, "asked for {wanted}, got {kept}");
+    }
+    Ok(())
+}
+
+/// R38: another program has the buffer that was exported without O_CLOEXEC, and not the one with it.
+fn cloexec_decides_what_exec_leaves_open(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let export = |flags| provider.node.export(&Export::any(PAGE).open_flags(flags));
+    let open = export(libc::O_RDWR)?;
+    let closed = export(libc::O_RDWR | libc::O_CLOEXEC)?;
+    let read_only = export(libc::O_RDONLY)?;
+    for (buffer, wanted) in [(&open, true), (&closed, false), (&read_only, true)] {
+        let output = Command::new("/bin/busybox")
+            .args(["cat", &format!("/proc/self/fdinfo/{}", buffer.number())])
+            .output()
+            .context("cannot run busybox")?;
+        let text = String::from_utf8(output.stdout)?;
+        let is_there = output.status.success() && text.contains("exp_name:\tbarbuf");
+        ensure!(
+            is_there == wanted,
+            "{:#o}: {text:?}, {:?}",
+            buffer.raw.open_flags,
+            output.stderr
+        );
     }
     Ok(())
 }
