@@ -279,92 +279,111 @@ pub(crate) fn protection_follows_mprotect(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// R19: random windows show the bytes that a model says, at their first, last and some other page.
+/// R19: random windows show the bytes that a model says, at their first, last and some other page,
+/// through the buffer and through the node, with both backings.
 pub(crate) fn windows_agree_with_a_model(ctx: &Ctx) -> Result<()> {
     const LEN: u64 = 64 * MIB;
     const WINDOWS: u64 = 64;
-    let provider = Provider::bind(ctx.npu(0)?)?;
     // Ranges out of order and of odd lengths, so that offsets in buffer and region differ.
     let ranges = [
         (GIB, 20 * MIB),
         (PAGE, 3 * MIB),
         (512 * MIB + 3 * PAGE, 41 * MIB),
     ];
-    let buffer = provider.node.export(&Export::ranges(&ranges))?;
-    let map = Mapping::whole(&buffer)?;
-    for page in (0..LEN).step_by(PAGE as usize) {
-        ensure!(map.store(page, word(19, page)) == Ok(()));
-    }
-    drop(map);
-    let mut next = (0..).map(|i| word(0x5eed, i));
-    let mut draw = |below: u64| next.next().unwrap_or(0) % below;
-    for i in 0..WINDOWS {
-        let pages = LEN / PAGE;
-        let first = draw(pages);
-        // Some reach beyond the end.
-        let count = 1 + draw((pages - first) * 9 / 8 + 1);
-        let window = Window::new(first * PAGE, count * PAGE);
-        let map = Mapping::new(&buffer, window, READ, Place::Off(draw(1 << 18) * PAGE));
-        if first + count > pages {
-            ensure!(
-                map.as_ref().err() == Some(&Errno::EINVAL),
-                "window {i}, {window:x?}: {map:?}"
-            );
-            continue;
+    for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
+        let provider = Provider::bind(ctx.npu(0)?)?;
+        let buffer = provider
+            .node
+            .export(&Export::ranges(&ranges).backing(backing))?;
+        let cookie = buffer.raw.out_cookie;
+        let map = Mapping::whole(&buffer)?;
+        for page in (0..LEN).step_by(PAGE as usize) {
+            ensure!(map.store(page, word(19, page)) == Ok(()));
         }
-        let map = map.with_context(|| format!("window {i}, {window:x?}"))?;
-        for page in [0, count - 1, draw(count), draw(count)] {
-            let at = page * PAGE;
-            ensure!(
-                map.load(at) == Ok(word(19, window.offset + at)),
-                "window {i}, {window:x?}, page {page}"
-            );
+        drop(map);
+        let mut next = (0..).map(|i| word(0x5eed + u64::from(backing), i));
+        let mut draw = |below: u64| next.next().unwrap_or(0) % below;
+        let mut beyond = 0;
+        for i in 0..WINDOWS {
+            let pages = LEN / PAGE;
+            let first = draw(pages);
+            // Some reach beyond the end.
+            let count = 1 + draw((pages - first) * 9 / 8 + 1);
+            let window = Window::new(first * PAGE, count * PAGE);
+            let place = Place::Off(draw(1 << 18) * PAGE);
+            let behind_cookie = Window::new(cookie + window.offset, window.len);
+            let doors = [
+                ("buffer", Mapping::new(&buffer, window, READ, place)),
+                (
+                    "node",
+                    Mapping::of(&provider.node, 0, behind_cookie, READ, place),
+                ),
+            ];
+            for (door, map) in doors {
+                let what = format!("backing {backing}, {door}, window {i}, {window:x?}");
+                if first + count > pages {
+                    ensure!(
+                        map.as_ref().err() == Some(&Errno::EINVAL),
+                        "{what}: {map:?}"
+                    );
+                    beyond += 1;
+                    continue;
+                }
+                let map = map.with_context(|| what.clone())?;
+                for page in [0, count - 1, draw(count), draw(count)] {
+                    let at = page * PAGE;
+                    ensure!(
+                        map.load(at) == Ok(word(19, window.offset + at)),
+                        "{what}, page {page}"
+                    );
+                }
+            }
         }
+        ensure!(
+            (1..WINDOWS).contains(&beyond),
+            "{beyond} of {WINDOWS} windows reach beyond the end"
+        );
     }
     Ok(())
 }
 
-/// R19: what no window can be, with the errno of mmap(2), on both doors.
+/// R19: what no window can be, with the errno of mmap(2), on both doors, with both backings.
 fn windows_beyond_the_buffer_are_refused(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
-    let buffer = provider.node.export(&Export::any(4 * PAGE))?;
-    let cookie = buffer.raw.out_cookie;
-    for (offset, len) in [
-        (0, 0),
-        (0, 5 * PAGE),
-        (4 * PAGE, PAGE),
-        (3 * PAGE, 2 * PAGE),
-        (1, PAGE),
-        (PAGE - 1, PAGE),
-        (1 << 40, PAGE),
-        (u64::MAX - PAGE + 1, PAGE),
-        (u64::MAX - PAGE + 1, 2 * PAGE),
-        (1 << 63, PAGE),
-    ] {
-        // SAFETY: At addresses that the kernel chooses.
-        let call = || unsafe { mmap(0, len, READ, libc::MAP_SHARED, &buffer, offset) };
-        let answer = no_fd_leaks(call)?;
-        ensure!(
-            matches!(answer, Err(Errno::EINVAL | Errno::EOVERFLOW)),
-            "{offset:#x} + {len:#x}: {answer:?}"
-        );
-        // SAFETY: As above.
-        let answer = unsafe {
-            mmap(
-                0,
-                len,
-                READ,
-                libc::MAP_SHARED,
-                &provider.node,
-                cookie.wrapping_add(offset),
-            )
-        };
-        // Behind one buffer there is no other.
-        let wanted = matches!(
-            answer,
-            Err(Errno::EINVAL | Errno::EOVERFLOW | Errno::ENODEV)
-        );
-        ensure!(wanted, "cookie + {offset:#x} + {len:#x}: {answer:?}");
+    for backing in [BARBUF_BACKING_PFN, BARBUF_BACKING_PAGE] {
+        let buffer = provider
+            .node
+            .export(&Export::any(4 * PAGE).backing(backing))?;
+        let cookie = buffer.raw.out_cookie;
+        for (offset, len) in [
+            (0, 0),
+            (0, 5 * PAGE),
+            (4 * PAGE, PAGE),
+            (3 * PAGE, 2 * PAGE),
+            (1, PAGE),
+            (PAGE - 1, PAGE),
+            (1 << 40, PAGE),
+            (u64::MAX - PAGE + 1, PAGE),
+            (u64::MAX - PAGE + 1, 2 * PAGE),
+            (1 << 63, PAGE),
+        ] {
+            // SAFETY: At addresses that the kernel chooses.
+            let call = || unsafe { mmap(0, len, READ, libc::MAP_SHARED, &buffer, offset) };
+            let answer = no_fd_leaks(call)?;
+            ensure!(
+                matches!(answer, Err(Errno::EINVAL | Errno::EOVERFLOW)),
+                "{offset:#x} + {len:#x}: {answer:?}"
+            );
+            let offset = cookie.wrapping_add(offset);
+            // SAFETY: As above.
+            let answer = unsafe { mmap(0, len, READ, libc::MAP_SHARED, &provider.node, offset) };
+            // Behind one buffer there is no other.
+            let wanted = matches!(
+                answer,
+                Err(Errno::EINVAL | Errno::EOVERFLOW | Errno::ENODEV)
+            );
+            ensure!(wanted, "node at {offset:#x} + {len:#x}: {answer:?}");
+        }
     }
     Ok(())
 }
