@@ -28,6 +28,10 @@ pub(crate) const SUITE: Suite = Suite {
             .hotplug()
             .timeout(120),
         test!(a_bar_that_somebody_holds_is_not_offered),
+        test!(registers_of_a_drive_are_not_offered),
+        test!(pages_with_msix_are_not_offered)
+            .hotplug()
+            .timeout(120),
     ],
 };
 
@@ -109,22 +113,27 @@ fn runtime_power_management(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// The offset of the power management capability's control and status register.
-fn power_register(function: &Function) -> Result<u64> {
+/// The offset of a capability in configuration space, and all of that space.
+fn capability(function: &Function, id: u8) -> Result<(usize, Vec<u8>)> {
     const POINTER: usize = 0x34;
-    const POWER_MANAGEMENT: u8 = 1;
     let config = std::fs::read(function.dir().join("config"))?;
     let byte = |at: usize| config.get(at).copied().context("configuration space");
     let mut at = byte(POINTER)? as usize & !3;
     // There is room for no more.
     for _ in 0..48 {
-        ensure!(at != 0, "{} has no power management", function.bdf);
-        if byte(at)? == POWER_MANAGEMENT {
-            return Ok(at as u64 + 4);
+        ensure!(at != 0, "{} has no capability {id:#x}", function.bdf);
+        if byte(at)? == id {
+            return Ok((at, config));
         }
         at = byte(at + 1)? as usize & !3;
     }
     bail!("the capabilities of {} have no end", function.bdf)
+}
+
+/// The offset of the power management capability's control and status register.
+fn power_register(function: &Function) -> Result<u64> {
+    const POWER_MANAGEMENT: u8 = 1;
+    Ok(capability(function, POWER_MANAGEMENT)?.0 as u64 + 4)
 }
 
 /// R21: somebody writes D3hot into the function's power state, as `setpci` can. A first touch is
@@ -165,23 +174,33 @@ fn put_to_sleep_behind_the_modules_back(ctx: &Ctx) -> Result<()> {
 /// L7: a BAR for which the kernel finds no address. The accelerator's port gets a device whose BAR
 /// is larger than all that the machine can address.
 fn a_bar_without_an_address_is_not_offered(ctx: &Ctx) -> Result<()> {
-    let device = ctx.npu(0)?;
+    let huge = json!({ "driver": "pci-testdev", "membar": 1u64 << 46 });
+    with_another_device(ctx, huge, nothing_is_offered)
+}
+
+/// Does something while the accelerator's port has another device, `device` as QEMU takes it.
+fn with_another_device(
+    ctx: &Ctx,
+    mut device: serde_json::Value,
+    run: impl FnOnce(&Ctx) -> Result<()>,
+) -> Result<()> {
+    let npu = ctx.npu(0)?;
     let qmp = |execute: &str, arguments| {
         let execute = execute.to_owned();
         ctx.host(HostOp::Qmp { execute, arguments }).map(drop)
     };
-    let is_there = || Function::of(device).is_ok();
+    let is_there = || Function::of(npu).is_ok();
     ctx.host(HostOp::DeviceDel { id: "npu0".into() })?;
     wait_until("the device gone", || !is_there())?;
-    let huge = json!({
-        "driver": "pci-testdev",
-        "id": "huge0",
-        "bus": "port-npu0",
-        "membar": 1u64 << 46,
+    device["id"] = "other0".into();
+    device["bus"] = "port-npu0".into();
+    qmp("device_add", device)?;
+    let result = wait_until("the other device", is_there).and_then(|()| {
+        // The function is in sysfs a moment before drivers can have it.
+        sleep(Duration::from_secs(2));
+        run(ctx)
     });
-    qmp("device_add", huge)?;
-    let result = wait_until("the other device", is_there).and_then(|()| nothing_is_offered(ctx));
-    qmp("device_del", json!({ "id": "huge0" }))?;
+    qmp("device_del", json!({ "id": "other0" }))?;
     wait_until("the other device gone", || !is_there())?;
     // The guest lets go of a function before the port has.
     let plug = || {
@@ -189,17 +208,15 @@ fn a_bar_without_an_address_is_not_offered(ctx: &Ctx) -> Result<()> {
         ctx.host(HostOp::DeviceAdd { id }).is_ok()
     };
     wait_until("the port free", plug)?;
-    let binds = || Function::of(device).is_ok_and(|function| function.bind("barbuf").is_ok());
+    let binds = || Function::of(npu).is_ok_and(|function| function.bind("barbuf").is_ok());
     wait_until("the device back", binds)?;
-    drop(Provider::bind(device)?);
+    drop(Provider::bind(npu)?);
     result
 }
 
 /// Either the function cannot be bound at all, or the BAR is not among its regions.
 fn nothing_is_offered(ctx: &Ctx) -> Result<()> {
     let function = Function::of(ctx.npu(0)?)?;
-    // The function is in sysfs a moment before drivers can have it.
-    sleep(Duration::from_secs(2));
     let bars = crate::support::bars_of(&function.dir())?;
     let large = bars.iter().find(|bar| bar.len >= 1 << 40);
     ensure!(
@@ -242,4 +259,113 @@ fn a_bar_that_somebody_holds_is_not_offered(ctx: &Ctx) -> Result<()> {
     let provider = Provider::bind(ctx.npu(0)?)?;
     drop(provider.node.export(&Export::any(GIB))?);
     Ok(())
+}
+
+/// Bytes of a BAR.
+type Stretch = (usize, std::ops::Range<u64>);
+
+/// Where the function says that the MSI-X table and the pending bits are.
+fn msix(function: &Function) -> Result<[Stretch; 2]> {
+    const MSIX: u8 = 0x11;
+    let (at, config) = capability(function, MSIX)?;
+    let word = |at: usize| -> Result<u32> {
+        let bytes = config.get(at..at + 4).context("configuration space")?;
+        Ok(u32::from_le_bytes(bytes.try_into()?))
+    };
+    let vectors = u64::from((word(at)? >> 16) & 0x7ff) + 1;
+    let stretch = |register: u32, len: u64| {
+        let start = u64::from(register & !7);
+        ((register & 7) as usize, start..start + len)
+    };
+    Ok([
+        stretch(word(at + 4)?, vectors * 16),
+        stretch(word(at + 8)?, vectors.div_ceil(64) * 8),
+    ])
+}
+
+/// No region has a page with a byte of these, and behind each region there is nothing to export.
+fn none_of_these_is_offered(provider: &Provider, private: &[Stretch]) -> Result<()> {
+    let regions = provider.node.info()?.regions;
+    for region in &regions {
+        for (bar, bytes) in private {
+            let pages = bytes.start / PAGE * PAGE..bytes.end.next_multiple_of(PAGE);
+            let apart = region.offset + region.length <= pages.start || pages.end <= region.offset;
+            ensure!(
+                region.bar as usize != *bar || apart,
+                "{region:x?} shows {bytes:x?} of BAR {bar}"
+            );
+        }
+        for (offset, len) in [
+            (region.length, PAGE),
+            (region.length - PAGE, 2 * PAGE),
+            (0u64.wrapping_sub(region.offset), PAGE),
+            (0u64.wrapping_sub(PAGE), PAGE),
+        ] {
+            let wanted = Export::at(offset, len).with(|export| export.region = region.index);
+            let answer = provider.node.export(&wanted).map(drop);
+            // The region's own start, if it begins with the BAR.
+            let wanted = if offset == 0 {
+                Ok(())
+            } else {
+                Err(Errno::EINVAL)
+            };
+            ensure!(answer == wanted, "{offset:#x} of {region:x?}: {answer:?}");
+        }
+    }
+    for index in regions.len() as u32..16 {
+        let wanted = Export::at(0, PAGE).with(|export| export.region = index);
+        let answer = provider.node.export(&wanted).map(drop);
+        ensure!(answer == Err(Errno::EINVAL), "region {index}: {answer:?}");
+    }
+    Ok(())
+}
+
+/// B7: a drive that barbuf is bound to offers its controller memory buffer and neither its registers,
+/// its doorbells nor what is behind its interrupts.
+fn registers_of_a_drive_are_not_offered(ctx: &Ctx) -> Result<()> {
+    const DOORBELLS: u64 = 0x1000;
+    let provider = Provider::bind(ctx.nvme(0)?)?;
+    let [table, pending] = msix(&provider.function)?;
+    ensure!(table.0 == 0, "the table is in BAR {}", table.0);
+    let registers = (0, 0..DOORBELLS + PAGE);
+    none_of_these_is_offered(&provider, &[registers, table, pending])?;
+    let memory = crate::export::main_region(&provider.node.info()?)?;
+    let bar = provider.function.bar(memory.bar as usize)?;
+    ensure!(
+        memory.bar != 0 && (memory.offset, memory.length) == (0, bar.len) && bar.len == 64 * MIB,
+        "{memory:?} of {bar:x?}"
+    );
+    let buffer = provider
+        .node
+        .export(&Export::at(0, bar.len).with(|export| export.region = memory.index))?;
+    let map = Mapping::whole(&buffer)?;
+    ensure!(map.store(bar.len - 8, 4) == Ok(()) && map.load(bar.len - 8) == Ok(4));
+    drop((map, buffer, provider));
+    the_drive_is_back(ctx)
+}
+
+/// B7: a BAR that has registers and the MSI-X table offers the pages without the latter. A controller
+/// for USB, which no driver wants here.
+fn pages_with_msix_are_not_offered(ctx: &Ctx) -> Result<()> {
+    with_another_device(ctx, json!({ "driver": "qemu-xhci" }), |ctx| {
+        let provider = Provider::bind(ctx.npu(0)?)?;
+        let [table, pending] = msix(&provider.function)?;
+        ensure!((table.0, pending.0) == (0, 0), "{table:x?} {pending:x?}");
+        let bar = provider.function.bar(0)?;
+        let first = table.1.start.min(pending.1.start);
+        ensure!(0 < first && first < bar.len, "{table:x?} {pending:x?}");
+        none_of_these_is_offered(&provider, &[table, pending])?;
+        let regions = provider.node.info()?.regions;
+        let region = regions.first().context("no region")?;
+        ensure!(
+            (region.bar, region.offset, region.length) == (0, 0, first / PAGE * PAGE),
+            "{regions:x?}"
+        );
+        // The pages in front are those of the device: its version, and the length of what follows.
+        let buffer = provider.node.export(&Export::at(0, region.length))?;
+        let map = Mapping::new(&buffer, Window::new(0, PAGE), READ, Place::Congruent)?;
+        let version = map.load(0).map(|word| word as u32);
+        ensure!(version == Ok(0x0100_0040), "{version:x?}");
+        Ok(())
+    })
 }
