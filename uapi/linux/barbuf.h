@@ -51,25 +51,30 @@
  *                         below the first published one, an unknown flag, a
  *                         reserved member that is not zero, a range that is
  *                         empty, unaligned, outside its region or overlaps
- *                         another of the same call, a file descriptor that is
- *                         no dma-buf, a mapping that is not MAP_SHARED
- * EOPNOTSUPP              correct, but this region or this kernel does not
- *                         offer it (see the capabilities that BARBUF_INFO
+ *                         another of the same call, a region or a name that
+ *                         cannot be, a file descriptor that is no dma-buf, a
+ *                         mapping that is not MAP_SHARED
+ * EOPNOTSUPP              correct, but this function, region or kernel does
+ *                         not offer it (see the capabilities that BARBUF_INFO
  *                         returns)
  * EBADF                   the file descriptor is not open
- * ENODEV                  the provider has gone, or the dma-buf does not
- *                         belong to it or is not one of barbuf's
+ * ENODEV                  there is no such function or provider (any more), or
+ *                         the dma-buf is not one of its buffers
  * EBADFD                  the buffer has been revoked already
- * EBUSY                   bytes of a fixed range are in use in a way that
- *                         excludes this one, or another driver holds the BAR
- * ENOSPC                  no free range is long enough, or the limit on the
- *                         number of buffers is reached
+ * EBUSY                   bytes are in use in a way that excludes this export:
+ *                         by another buffer alone, or with another backing,
+ *                         cache mode or size of struct pages
+ * ENOSPC                  no room: no free range is long enough, a pool has no
+ *                         page left to adopt it by, or the limit on the number
+ *                         of buffers is reached
  * EMFILE, ENFILE          no file descriptor is free
  * EPERM                   the caller lacks the capability that the call needs
  *                         (CAP_SYS_RAWIO for a region that may hold control
  *                         registers, CAP_SYS_ADMIN to adopt), or the kernel
  *                         is locked down
  * EACCES                  the access asked for is not granted by the buffer
+ * EAGAIN                  the function is being reset: to be tried again. Of
+ *                         DMA_BUF_IOCTL_SYNC and of importing; exports wait
  * ERANGE                  an importing device cannot form the addresses: its
  *                         DMA mask is below them
  * EREMOTEIO               an importing device has no route to the memory;
