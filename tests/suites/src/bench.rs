@@ -5,12 +5,15 @@
 //! The numbers are nobody's business here, only which there are.
 
 use std::process::Output;
+use std::time::Duration;
 
 use barbuf_measure::report::{Metric, Report, Verdict};
 use serde_json::Value;
 
-use crate::kit::command::{barbuf, parse};
+use crate::kit::command::{barbuf, parse, refusal};
 use crate::kit::drive::block_device;
+use crate::kit::pattern::word;
+use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 use crate::kit::vfio::Borrowed;
 
@@ -26,6 +29,9 @@ pub(crate) const SUITE: Suite = Suite {
         test!(registering_and_removal_are_measured)
             .on(&["small-npu"])
             .timeout(180),
+        test!(a_device_that_goes_away_is_one_error)
+            .on(&["small-npu"])
+            .timeout(120),
     ],
 };
 
@@ -223,5 +229,34 @@ fn registering_and_removal_are_measured(ctx: &Ctx) -> Result<()> {
     // The region has 1 GiB, whatever is mapped of it.
     ensure_eq!(pages("barbuf page 4K"), Some((16 * MIB, 16 * MIB)));
     ensure_eq!(provider.function.driver().as_deref(), Some("barbuf"));
+    Ok(())
+}
+
+/// The function is unbound while its memory is mapped, touched, inherited and passed on.
+fn a_device_that_goes_away_is_one_error(ctx: &Ctx) -> Result<()> {
+    // Each path takes seconds.
+    const MOST_MS: u64 = 2000;
+    for round in 0..10 {
+        let provider = Provider::bind(ctx.npu(0)?)?;
+        // What is on its way is told nobody, so that the error is all there is.
+        let arguments = ["-q", "bench", provider.bdf(), "--emulated", "--size", "32M"];
+        std::thread::scope(|scope| -> Result<()> {
+            let bench = scope.spawn(|| refusal(&arguments, 6));
+            let begun = wait_until("the first buffer", || {
+                let info = provider.node.info();
+                let buffers = info.map(|info| info.regions.iter().map(|r| r.nr_buffers).sum());
+                bench.is_finished() || buffers.is_ok_and(|buffers: u32| buffers > 0)
+            });
+            let delay = Duration::from_millis(word(1, round) % MOST_MS);
+            std::thread::sleep(delay);
+            let unbound = provider.function.unbind();
+            let error = bench.join().map_err(|_| anyhow::anyhow!("it panicked"))?;
+            begun?;
+            unbound?;
+            let error = error.with_context(|| format!("unbound after {delay:?}"))?;
+            ctx.note(format!("{delay:?}: {}", error["message"]));
+            Ok(())
+        })?;
+    }
     Ok(())
 }

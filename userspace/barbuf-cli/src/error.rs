@@ -203,6 +203,9 @@ impl From<anyhow::Error> for Error {
             Ok(error) => return error.into(),
             Err(error) => error,
         };
+        if error.is::<barbuf_measure::guard::Gone>() {
+            return Error::new(Exit::Gone, message);
+        }
         let raw = |error: &io::Error| error.raw_os_error().map(Errno::from_raw);
         let errno = error.downcast_ref::<Errno>().copied();
         let errno = errno.or(error.downcast_ref().and_then(raw));
@@ -246,5 +249,11 @@ mod tests {
         assert_eq!(error.exit, Exit::Permission);
         assert_eq!(error.message, "cannot open /x: Permission denied");
         assert!(error.hint.is_some());
+    }
+
+    #[test]
+    fn memory_that_went_while_it_was_measured_has_gone() {
+        let error = anyhow::Error::from(barbuf_measure::guard::Gone).context("at 4K");
+        assert_eq!(Error::from(error).exit, Exit::Gone);
     }
 }

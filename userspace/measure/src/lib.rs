@@ -7,6 +7,7 @@
 //!
 //! - [`clock`]: what time is;
 //! - [`mapping`]: mmap, first and second touch, munmap, page tables;
+//! - [`guard`]: what is measured goes away meanwhile;
 //! - [`process`]: fork, and a descriptor's way into another process;
 //! - [`direct`]: file I/O past the page cache;
 //! - [`machine`]: whether time is real;
@@ -16,6 +17,7 @@
 
 pub mod clock;
 pub mod direct;
+pub mod guard;
 pub mod machine;
 pub mod mapping;
 pub mod memory;

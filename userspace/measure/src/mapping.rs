@@ -84,7 +84,8 @@ impl Mapped {
         (self.address + offset) as *mut u8
     }
 
-    /// Reads a byte of every leaf. A leaf that cannot be had ends the process with SIGBUS.
+    /// Reads a byte of every leaf. A leaf that cannot be had ends the process with SIGBUS, but for
+    /// [`guarded`](crate::guard::guarded).
     pub fn touch(&self) {
         let (mut at, end) = (self.at(0), self.at(self.len));
         while at < end {

@@ -20,10 +20,11 @@ use crate::clock::Clock;
 use crate::mapping::{Anchor, Target};
 
 /// A number that parent and child share.
-struct Shared(*mut AtomicU64);
+pub(crate) struct Shared(*mut AtomicU64);
 
 impl Shared {
-    fn new() -> Result<Shared> {
+    /// Zero.
+    pub(crate) fn new() -> Result<Shared> {
         // SAFETY: A new mapping of zeros, which is a valid AtomicU64, for as long as the process lives or `drop`.
         let found = unsafe {
             libc::mmap(
@@ -39,9 +40,14 @@ impl Shared {
         Ok(Shared(found.cast()))
     }
 
-    fn number(&self) -> &AtomicU64 {
+    pub(crate) fn number(&self) -> &AtomicU64 {
         // SAFETY: Mapped in `new`, and until `drop`.
         unsafe { &*self.0 }
+    }
+
+    /// Where it is, until `drop`.
+    pub(crate) fn as_ptr(&self) -> *mut AtomicU64 {
+        self.0
     }
 }
 

@@ -15,6 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use barbuf_measure::clock::Clock;
+use barbuf_measure::guard::guarded;
 use barbuf_measure::machine::Machine;
 use barbuf_measure::mapping::{Anchor, life};
 use barbuf_measure::report::{Answer, Measurement, Metric, Report, SCHEMA, Verdict};
@@ -71,7 +72,7 @@ pub fn run(args: &BenchArgs, sysfs: &Sysfs, out: &Out) -> Result<u8> {
             path.region,
             size::show(path.size)
         ));
-        found.measure(path, drive.as_ref(), args.rebind, sysfs);
+        found.measure(path, drive.as_ref(), args.rebind, sysfs)?;
     }
     if let (true, Some(error)) = (found.measurements.is_empty(), found.trouble) {
         return Err(error);
@@ -188,7 +189,17 @@ struct Found {
 
 impl Found {
     /// All of one path. What fails is told, and what was measured before is kept.
-    fn measure(&mut self, path: &Path, drive: Option<&File>, rebind: bool, sysfs: &Sysfs) {
+    ///
+    /// # Errors
+    ///
+    /// What the path shows has gone, and with it the sense of all the rest.
+    fn measure(
+        &mut self,
+        path: &Path,
+        drive: Option<&File>,
+        rebind: bool,
+        sysfs: &Sysfs,
+    ) -> Result<()> {
         let measurements = &mut self.measurements;
         let mut tell = |metric, samples: Vec<u64>| {
             if !samples.is_empty() {
@@ -207,6 +218,12 @@ impl Found {
         };
         let result = result.and_then(|()| measure(path, drive, &mut tell));
         if let Err(error) = result.map_err(Error::from) {
+            if error.exit == Exit::Gone || !path.is_there() {
+                let (name, region) = (&path.name, &path.region);
+                let text = format!("{name} of {region}: {}", error.message);
+                return Err(Error::new(Exit::Gone, text)
+                    .hint("it was unplugged, or has lost its driver, or the buffer was revoked"));
+            }
             self.answers.push(Answer {
                 path: path.name.clone(),
                 region: path.region.clone(),
@@ -220,6 +237,7 @@ impl Found {
             });
             self.trouble.get_or_insert(error);
         }
+        Ok(())
     }
 }
 
@@ -233,7 +251,7 @@ fn measure(
     }
     let memory = path.open()?;
     let target = memory.target();
-    let life = life(CLOCK, &target)?;
+    let life = guarded(&target, || life(CLOCK, &target))?;
     memory.had_only(
         target.leaf,
         target.len / target.leaf * life.mmap.len() as u64,
@@ -244,13 +262,15 @@ fn measure(
     if path.leaf == PAGE && path.size > MUCH_4K {
         return Ok(());
     }
-    tell(Metric::ForkTouch, process::fork_touch(CLOCK, &target)?);
+    let samples = guarded(&target, || process::fork_touch(CLOCK, &target))?;
+    tell(Metric::ForkTouch, samples);
     if memory.can_be_passed_on() {
-        let samples = process::send_map_touch(CLOCK, &target)?;
+        let samples = guarded(&target, || process::send_map_touch(CLOCK, &target))?;
         tell(Metric::SendMapTouch, samples);
     }
     if let Some(drive) = drive {
-        for (metric, samples) in direct::into_mapping(CLOCK, drive, &target)? {
+        let samples = guarded(&target, || direct::into_mapping(CLOCK, drive, &target))?;
+        for (metric, samples) in samples {
             tell(metric, samples);
         }
     }
@@ -268,11 +288,13 @@ fn revocation(path: &Path) -> anyhow::Result<Vec<u64>> {
     CLOCK.repeat(|| {
         let memory = path.open()?;
         let target = memory.target();
-        let _anchor = Anchor::behind(&target)?;
-        let mapped = target.map()?;
-        mapped.touch();
-        let (took, result) = CLOCK.time(|| memory.revoke());
-        result?;
+        let took = guarded(&target, || {
+            let _anchor = Anchor::behind(&target)?;
+            let mapped = target.map()?;
+            mapped.touch();
+            let (took, result) = CLOCK.time(|| memory.revoke());
+            result.map(|()| took)
+        })?;
         samples.push(took);
         Ok(())
     })?;
@@ -375,16 +397,19 @@ mod tests {
         tree.pool(NPU, 4 << 20, 2 << 20, true);
         let paths = path::offered(&function(&tree), None, None).unwrap();
         let mut found = Found::default();
-        // The tree has no `allocate`.
-        found.measure(&paths[0], None, true, &tree.sysfs());
+        let allocate = tree.path(&format!("sys/bus/pci/devices/{NPU}/p2pmem/allocate"));
+        std::fs::create_dir(&allocate).unwrap();
+        let measure = |found: &mut Found| found.measure(&paths[0], None, true, &tree.sysfs());
+        measure(&mut found).unwrap();
         assert!(found.measurements.is_empty());
-        assert_eq!(found.trouble.unwrap().exit, Exit::NotFound);
+        assert_eq!(found.trouble.unwrap().exit, Exit::Failed);
         assert_eq!(found.answers[0].path, "base sysfs 4K");
 
-        let allocate = tree.path(&format!("sys/bus/pci/devices/{NPU}/p2pmem/allocate"));
-        File::create(&allocate).unwrap().set_len(2 << 20).unwrap();
+        std::fs::remove_dir(&allocate).unwrap();
+        let file = File::create(&allocate).unwrap();
+        file.set_len(2 << 20).unwrap();
         let mut found = Found::default();
-        found.measure(&paths[0], None, true, &tree.sysfs());
+        measure(&mut found).unwrap();
         assert!(found.trouble.is_none(), "{:?}", found.trouble);
         let metrics: Vec<Metric> = found.measurements.iter().map(|m| m.metric).collect();
         assert_eq!(
@@ -399,6 +424,15 @@ mod tests {
                 Metric::ForkTouch
             ]
         );
+
+        // What has gone ends it: the memory, and then the file.
+        file.set_len(1 << 20).unwrap();
+        let error = measure(&mut Found::default()).unwrap_err();
+        assert_eq!(error.exit, Exit::Gone);
+        assert!(error.message.contains("while it was measured"), "{error}");
+        std::fs::remove_file(&allocate).unwrap();
+        let error = measure(&mut Found::default()).unwrap_err();
+        assert_eq!(error.exit, Exit::Gone);
     }
 
     #[test]

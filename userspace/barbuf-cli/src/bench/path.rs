@@ -19,6 +19,7 @@ use crate::size;
 use crate::sysfs::Function;
 
 pub(super) const PAGE: u64 = 4096;
+const VFIO: &str = "vfio-pci";
 /// Sizes of page table entries, as the report calls them.
 const LEAVES: [(u64, &str, PageSize); 3] = [
     (PAGE, "4K", PageSize::Size4K),
@@ -108,7 +109,7 @@ pub(super) fn offered(
         paths.extend(by_barbuf(function, &region, size));
         most = size;
     }
-    if function.driver().as_deref() == Some("vfio-pci") {
+    if function.driver().as_deref() == Some(VFIO) {
         let bars = function.bars().into_iter().filter(|bar| bar.is_memory());
         let bars = bars.map(|bar| Stretch {
             index: bar.index,
@@ -261,6 +262,15 @@ impl Path {
     /// barbuf is the function's driver, so that it can be bound again.
     pub(super) fn is_bound(&self) -> bool {
         self.is_barbuf() && self.function.driver().as_deref() == Some(DRIVER)
+    }
+
+    /// The function still offers it.
+    pub(super) fn is_there(&self) -> bool {
+        match &self.how {
+            How::Barbuf { .. } => self.function.node.exists(),
+            How::Vfio { .. } => self.function.driver().as_deref() == Some(VFIO),
+            How::Sysfs(path) => path.exists(),
+        }
     }
 
     /// # Errors

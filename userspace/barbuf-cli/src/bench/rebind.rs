@@ -3,6 +3,7 @@
 //! What comes before a mapping and after it: the function is unbound and bound again, many times.
 
 use barbuf::Device;
+use barbuf_measure::guard::guarded;
 use barbuf_measure::mapping::Anchor;
 use barbuf_measure::memory::struct_page_bytes;
 use barbuf_measure::report::Metric;
@@ -46,13 +47,14 @@ pub(super) fn measure(
         pages.push(struct_page_bytes()?.saturating_sub(before));
         if is_mapped {
             let target = memory.target();
-            let _anchor = Anchor::behind(&target)?;
-            let mapped = target.map()?;
-            mapped.touch();
-            let (took, result) = CLOCK.time(|| driver.write("unbind"));
-            result?;
-            remove.push(took);
-            drop(mapped);
+            remove.push(guarded(&target, || {
+                let _anchor = Anchor::behind(&target)?;
+                let mapped = target.map()?;
+                mapped.touch();
+                let (took, result) = CLOCK.time(|| driver.write("unbind"));
+                drop(mapped);
+                Ok(result.map(|()| took)?)
+            })?);
             driver.bind()?;
         }
         Ok(())
@@ -101,7 +103,8 @@ impl<'a> Driver<'a> {
 
 impl Drop for Driver<'_> {
     fn drop(&mut self) {
-        if self.function.driver().is_none() {
+        let is_there = self.function.dir.exists();
+        if is_there && self.function.driver().is_none() {
             if let Err(error) = self.bind() {
                 eprintln!("{} is left without a driver: {error}", self.function.bdf);
             }
