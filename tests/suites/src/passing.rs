@@ -32,7 +32,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(an_unprivileged_receiver_maps_and_is_told).timeout(60),
         test!(a_thousand_descriptors_in_a_storm).timeout(120),
         test!(the_examples_receive_what_is_sent).timeout(60),
-        test!(a_stranger_follows_the_readme).timeout(60),
+        test!(a_stranger_follows_the_readme).timeout(90),
     ],
 };
 
@@ -217,6 +217,7 @@ fn a_stranger_follows_the_readme(ctx: &Ctx) -> Result<()> {
         let mut command = Command::new(program);
         command.arg(path).uid(65534).gid(65534);
         command
+            .env("PATH", "/usr/bin:/bin")
             .output()
             .with_context(|| format!("cannot start {program}"))
     };
@@ -239,7 +240,8 @@ fn a_stranger_follows_the_readme(ctx: &Ctx) -> Result<()> {
             ("/examples/first", format!("{SIZE} bytes, the first is 0")),
             ("/examples/receive", word.clone()),
             ("/examples/receive-c", word.clone()),
-            ("/examples/receive-cxx", word),
+            ("/examples/receive-cxx", word.clone()),
+            ("/examples/receive.py", word),
         ] {
             let output = run(program)?;
             ensure!(output.status.success(), "{program}: {output:?}");

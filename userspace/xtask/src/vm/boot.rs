@@ -19,6 +19,7 @@ use super::initramfs::Initramfs;
 use super::judge::{self, Console};
 use super::ktap::{self, Ktap, Status};
 use super::parts::Parts;
+use super::python;
 use super::qemu::Guest;
 use super::qmp::Qmp;
 use super::topology::Topology;
@@ -35,6 +36,10 @@ const GRACE: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_secs(20);
 /// How long a result waits for the console to come as far.
 const CONSOLE_LAG: Duration = Duration::from_secs(5);
+
+/// The example in Python, and the suite that runs it.
+const SCRIPT: &str = "/examples/receive.py";
+const NEEDS_PYTHON: &str = "passing";
 
 /// What the failure of a test begins with during which the kernel died.
 pub(crate) const PANICKED: &str = "the kernel panicked during ";
@@ -486,6 +491,12 @@ pub(crate) fn build_initramfs(parts: &Parts, spec: &BootSpec) -> Result<Vec<u8>>
     for (path, program) in &parts.programs.others {
         archive.file_from(path, 0o755, program)?;
     }
+    if let Job::Run(suites) = &spec.job {
+        if suites.iter().any(|suite| suite.name == NEEDS_PYTHON) {
+            python::add(&mut archive, &parts.programs.script)?;
+        }
+    }
+    archive.file_from(SCRIPT, 0o755, &parts.programs.script)?;
     archive.file_from("/bin/busybox", 0o755, Path::new("/usr/bin/busybox"))?;
     for applet in ["sh", "true", "sleep", "sha256sum"] {
         archive.symlink(&format!("/bin/{applet}"), "busybox");

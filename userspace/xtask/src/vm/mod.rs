@@ -16,6 +16,7 @@ mod kmods;
 mod ktap;
 mod parts;
 mod plan;
+mod python;
 mod qemu;
 mod qmp;
 mod selftest;

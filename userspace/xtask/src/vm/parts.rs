@@ -96,6 +96,8 @@ pub(crate) struct Programs {
     pub(crate) command: PathBuf,
     /// Those in C and C++, and the crate's examples: where they lie in the guest, and here.
     pub(crate) others: Vec<(String, PathBuf)>,
+    /// The example in Python.
+    pub(crate) script: PathBuf,
 }
 
 impl Programs {
@@ -142,6 +144,7 @@ impl Programs {
             suites: dir.join("barbuf-suites"),
             command: dir.join("barbuf"),
             others,
+            script: ctx.repo.join("examples/receive.py"),
         })
     }
 
