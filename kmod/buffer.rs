@@ -54,8 +54,7 @@ use crate::{
         range::Range,
         state::{
             Event,
-            Life,
-            Outcome, //
+            Life, //
         }, //
     },
 };
@@ -301,10 +300,9 @@ impl Buffer {
     /// Does nothing to a buffer that is suspended or revoked.
     pub(crate) fn suspend(&self) {
         let _changing = self.changing.lock();
-        let (life, outcome) = self.life().apply(Event::Suspend);
-        if outcome != Outcome::Changed {
+        let Some(life) = self.life().apply(Event::Suspend) else {
             return;
-        }
+        };
         // The same order as for a revocation, and for the same reasons.
         self.life.store(life.to_bits(), Release);
         self.gate.suspend();
@@ -321,10 +319,9 @@ impl Buffer {
     /// Does nothing to a buffer that is not suspended.
     pub(crate) fn resume(&self) {
         let _changing = self.changing.lock();
-        let (life, outcome) = self.life().apply(Event::Resume);
-        if outcome != Outcome::Changed {
+        let Some(life) = self.life().apply(Event::Resume) else {
             return;
-        }
+        };
         self.life.store(life.to_bits(), Release);
         trace::state(self.id(), life.state().to_uapi(), life.generation());
         self.gate.resume();
@@ -356,11 +353,7 @@ impl Buffer {
     /// importers that cannot be told.
     fn shut(&self) -> Result<Option<Live>> {
         let _changing = self.changing.lock();
-        let (life, outcome) = self.life().apply(Event::Revoke);
-        match outcome {
-            Outcome::Changed => {}
-            _ => return Err(EBADFD),
-        }
+        let life = self.life().apply(Event::Revoke).ok_or(EBADFD)?;
         // The core warns when vmap() fails, so it must not get to us any more.
         if let Some(dmabuf) = self.weak.upgrade::<Self>() {
             dmabuf.forbid_vmap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The life of a buffer, and of the provider that it belongs to.
+//! The life of a buffer.
 //!
 //! ```text
 //!             suspend                 revoke
@@ -19,12 +19,9 @@
 //! a holder remembers of the device may no longer be true: when the buffer comes back from a reset,
 //! and when it is revoked.
 //!
-//! This is the decision alone. That nobody sees memory of a revoked buffer needs an order of steps
-//! on top: first the new state is stored, then the driver waits for every fault that read the old
-//! one, and only then it takes the mappings away. `tests/pure/tests/state.rs` tries all
-//! interleavings of that.
-
-use super::errno::Errno;
+//! This is the decision alone; who uses a buffer asks its gate. That nobody sees memory of a revoked
+//! one needs an order of steps on top: the gate is shut, those inside are waited for, and only then
+//! the mappings are taken away. `tests/pure/tests/state.rs` tries all interleavings of that.
 
 /// Where in its life a buffer is. The values are those of `uapi/linux/barbuf.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +52,7 @@ impl State {
     }
 }
 
-/// Something that happens to a buffer, or that somebody wants to do with it.
+/// Something that happens to a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A reset begins.
@@ -64,48 +61,6 @@ pub enum Event {
     Resume,
     /// Unbind, removal, the vendor driver or `BARBUF_REVOKE`.
     Revoke,
-    /// A new buffer of this provider.
-    Export,
-    /// mmap of the buffer.
-    Mmap,
-    /// A page fault in a mapping.
-    Fault,
-    /// A device attaches as an importer.
-    Attach,
-    /// An importer asks for DMA addresses.
-    Map,
-}
-
-impl Event {
-    /// All of them.
-    pub const ALL: [Event; 8] = [
-        Event::Suspend,
-        Event::Resume,
-        Event::Revoke,
-        Event::Export,
-        Event::Mmap,
-        Event::Fault,
-        Event::Attach,
-        Event::Map,
-    ];
-}
-
-/// What to do about an [`Event`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Outcome {
-    /// Go on: the state does not stand in the way.
-    Proceed,
-    /// Wait until the state changes and ask again. Whoever waits must first let go of all that the
-    /// change itself waits for: the read side of the buffer's SRCU domain, and its reservation
-    /// lock.
-    Wait,
-    /// The state is a new one. The caller stores it before it does anything else.
-    Changed,
-    /// The buffer is in this state already: somebody else does the work, or there is none.
-    Unchanged,
-    /// Not possible in this state. A fault answers SIGBUS instead of the errno.
-    Refused(Errno),
 }
 
 /// The state of a buffer together with its generation.
@@ -127,15 +82,6 @@ impl Life {
     pub const fn new() -> Self {
         Life {
             state: State::Live,
-            generation: 1,
-        }
-    }
-
-    /// A new buffer of a provider in this state, so that an export during a reset waits for its end
-    /// like all others.
-    pub const fn of(provider: Life) -> Self {
-        Life {
-            state: provider.state,
             generation: 1,
         }
     }
@@ -170,36 +116,18 @@ impl Life {
         }
     }
 
-    /// Decides about `event`: the life after it, and what the caller has to do.
+    /// The life after `event`, which the caller stores before it does anything else.
     ///
-    /// The life differs from `self` exactly if the outcome is [`Outcome::Changed`].
-    pub const fn apply(self, event: Event) -> (Life, Outcome) {
-        let outcome = match (self.state, event) {
-            (State::Live, Event::Suspend) => return (self.to(State::Suspended), Outcome::Changed),
-            (State::Suspended, Event::Resume) => {
-                return (self.next().to(State::Live), Outcome::Changed)
-            }
-            (State::Live | State::Suspended, Event::Revoke) => {
-                return (self.next().to(State::Revoked), Outcome::Changed)
-            }
-
-            (State::Suspended, Event::Suspend) | (State::Live, Event::Resume) => Outcome::Unchanged,
-
-            (State::Live, _) => Outcome::Proceed,
-
-            // Does not touch the device: the first access comes with a fault.
-            (State::Suspended, Event::Mmap) => Outcome::Proceed,
-            // An export may have to fill the memory with zero.
-            (State::Suspended, Event::Fault | Event::Export) => Outcome::Wait,
-            // An importer that maps holds the reservation lock, which suspending needs to tell the
-            // importers; they are told again when the memory is back. One that attaches is let in through
-            // the buffer's gate, which is shut.
-            (State::Suspended, Event::Attach | Event::Map) => Outcome::Refused(Errno::EAGAIN),
-
-            (State::Revoked, Event::Revoke) => Outcome::Refused(Errno::EBADFD),
-            (State::Revoked, _) => Outcome::Refused(Errno::ENODEV),
-        };
-        (self, outcome)
+    /// `None` when the event changes nothing: the buffer is in that state already and somebody else
+    /// does the work, or it is revoked.
+    pub const fn apply(self, event: Event) -> Option<Life> {
+        match (self.state, event) {
+            (State::Live, Event::Suspend) => Some(self.to(State::Suspended)),
+            (State::Suspended, Event::Resume) => Some(self.next().to(State::Live)),
+            (State::Live | State::Suspended, Event::Revoke) => Some(self.next().to(State::Revoked)),
+            (State::Suspended, Event::Suspend) | (State::Live, Event::Resume) => None,
+            (State::Revoked, _) => None,
+        }
     }
 
     const fn to(self, state: State) -> Self {
