@@ -22,6 +22,28 @@ struct barbuf_provider;
 struct dma_buf;
 struct pci_dev;
 
+/**
+ * DOC: Context, concurrency and lifetime
+ *
+ * All calls are for process context, and sleep. None may come with an mmap_lock
+ * held, with the reservation lock of a dma-buf of barbuf held, or under a lock
+ * that memory reclaim takes. The device lock of the function may be held. Most
+ * calls forbid the locks that a callback takes, barbuf_provider_suspend() and
+ * barbuf_provider_resume() do not: each call says so.
+ *
+ * barbuf_provider_register() and barbuf_provider_unregister() are the first and
+ * the last call for a provider, and alone. Between them all others may run at
+ * the same time, in any number, beside exports, page faults and importers of
+ * user space. Suspending and resuming take turns; an export sees either all of a
+ * suspension or nothing; of several that revoke a buffer one does it, and the
+ * others return when it is done.
+ *
+ * A dma-buf may outlive its provider: user space, importers and the driver itself
+ * may hold one after barbuf_provider_unregister(), revoked: whoever attaches or
+ * maps it hears -ENODEV, and dma_buf_put() gives it back. It keeps barbuf loaded,
+ * and nothing of the driver, which can be unloaded.
+ */
+
 /** BARBUF_PROVIDER_MAX_REGIONS - regions that one function can register. */
 #define BARBUF_PROVIDER_MAX_REGIONS 24
 
@@ -99,7 +121,8 @@ struct barbuf_provider_ops {
  * struct barbuf_provider_request - what to export
  * @size: sizeof(struct barbuf_provider_request)
  * @region: index of the region
- * @flags: BARBUF_EXPORT_ANY, BARBUF_EXPORT_SHARED and BARBUF_EXPORT_ZERO
+ * @flags: BARBUF_EXPORT_ANY, BARBUF_EXPORT_SHARED, BARBUF_EXPORT_ZERO and
+ *	BARBUF_EXPORT_STATIC_IMPORT
  * @backing: enum barbuf_backing
  * @cache: enum barbuf_cache
  * @open_flags: O_RDONLY or O_RDWR, and O_CLOEXEC for a file descriptor
@@ -108,6 +131,12 @@ struct barbuf_provider_ops {
  * @length: bytes
  *
  * As struct barbuf_export of the uapi header, with one range.
+ *
+ * BARBUF_EXPORT_STATIC_IMPORT lets importers in that cannot be told to stop, and
+ * the kernel's vmap(). The driver is who waits for them: revoking the buffer and
+ * barbuf_provider_unregister(), and so its remove(), do not return before the
+ * last of them has detached, however long that takes. Its resets do not wait:
+ * those importers go on through them (barbuf_provider_suspend()).
  */
 struct barbuf_provider_request {
 	size_t size;
@@ -176,7 +205,8 @@ barbuf_provider_register(struct pci_dev *pdev,
  *
  * Context: process context. Sleeps until exports and page faults that are in
  * progress, importers, and file I/O with pinned pages have finished; cannot be
- * interrupted. No lock that a callback takes.
+ * interrupted. No lock that a callback takes. The device lock may be held, and is
+ * in remove.
  */
 void barbuf_provider_unregister(struct barbuf_provider *provider);
 
@@ -191,10 +221,12 @@ void barbuf_provider_unregister(struct barbuf_provider *provider);
  * (parameters max_buffers and max_buffers_per_file).
  *
  * Context: process context, may sleep; with BARBUF_EXPORT_ZERO as long as it
- * takes to write the bytes. No lock that a callback takes.
+ * takes to write the bytes; who suspends or unregisters meanwhile waits for a
+ * part of them. No lock that a callback takes.
  *
- * Return: a dma-buf, which the caller drops with dma_buf_put(); its memory is
- * free again after the last reference, or when it is revoked. Or an ERR_PTR():
+ * Return: a dma-buf, which the caller drops with dma_buf_put(), before or after
+ * it unregisters; its memory is free again after the last reference, or when it
+ * is revoked. Or an ERR_PTR():
  *
  * * -EINVAL: the request makes no sense for any region
  * * -EOPNOTSUPP: not for this region
@@ -234,7 +266,8 @@ int barbuf_provider_export_fd(struct barbuf_provider *provider,
  * bytes through this buffer. Mappings give SIGBUS.
  *
  * Context: process context. Sleeps until page faults in progress and importers
- * have finished. No lock that a callback takes, no reservation lock of @dmabuf.
+ * have finished; cannot be interrupted. No lock that a callback takes, no
+ * reservation lock of @dmabuf. Also while the provider is suspended.
  *
  * Return: 0; -EBADFD when it has been revoked before; -ENODEV when it is no
  * buffer of this provider.
@@ -283,7 +316,8 @@ void barbuf_provider_suspend(struct barbuf_provider *provider);
  * holders know that the contents may be lost; mappings fault anew, importers
  * are told to map again. Nothing happens when it is not suspended.
  *
- * Context: as barbuf_provider_suspend().
+ * Context: as barbuf_provider_suspend(), of which it may be the other half in
+ * another task; waits for no importer to unmap.
  *
  * Return: 0; -EIO when the function does not answer accesses to its memory, in
  * which case all stays suspended: reset again, or unregister.
