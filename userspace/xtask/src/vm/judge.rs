@@ -22,7 +22,6 @@ const COMPLAINTS: &[&str] = &[
     "possible circular locking",
     "possible recursive locking",
     "possible irq lock inversion",
-    "possible deadlock",
     "inconsistent lock state",
     "lock held when returning to user space",
     "bad unlock balance",
@@ -46,6 +45,7 @@ const COMPLAINTS: &[&str] = &[
     "list_add corruption",
     "list_del corruption",
     "new suspected memory leaks",
+    "unreferenced object",
     "Bad page",
     "bad page",
     "bad pud",
@@ -54,7 +54,8 @@ const COMPLAINTS: &[&str] = &[
     "Bad rss-counter",
     "page_counter underflow",
     "non-zero pgtables_bytes",
-    "trying to unregister non-existent",
+    // By a test that has no machine of its own.
+    "Kernel is locked down",
     "Attempted to kill init",
     "PANIC:",
 ];
@@ -230,40 +231,66 @@ mod tests {
         console.findings
     }
 
-    /// One recorded first line of each kind of report.
+    /// First lines of reports, at least one for each of [`COMPLAINTS`].
+    const REPORTS: &[&str] = &[
+        "WARNING: CPU: 1 PID: 77 at mm/memory.c:2520 vmf_insert_pfn_pud+0x1f/0x30",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+        "kernel BUG at mm/huge_memory.c:1723!",
+        "Oops: Oops: 0002 [#1] SMP NOPTI",
+        "Unable to handle kernel access to user memory outside uaccess routines",
+        "WARNING: possible circular locking dependency detected",
+        "WARNING: possible recursive locking detected",
+        "WARNING: possible irq lock inversion dependency detected",
+        "WARNING: inconsistent lock state",
+        "WARNING: lock held when returning to user space!",
+        "WARNING: bad unlock balance detected!",
+        "WARNING: suspicious RCU usage",
+        "[ BUG: Invalid wait context ]",
+        "BUG: KASAN: slab-use-after-free in barbuf_fault+0x1/0x2 [barbuf]",
+        "BUG: KCSAN: data-race in a / b",
+        "UBSAN: array-index-out-of-bounds in drivers/x.c:1:2",
+        "BUG: KFENCE: use-after-free read in a+0x1/0x2",
+        "kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+        "kmemleak: unreferenced object 0xffff888003a1 (size 64):",
+        "DMA-API: pci 0000:04:00.0: device driver has pending DMA allocations",
+        "refcount_t: underflow; use-after-free.",
+        "ODEBUG: free active (active state 0) object type: timer_list",
+        "list_add corruption. prev->next should be next",
+        "list_del corruption, ffff888003a1->next is LIST_POISON1",
+        "rcu: INFO: rcu_preempt self-detected stall on CPU",
+        "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+        "watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [suites:77]",
+        "watchdog: Watchdog detected hard LOCKUP on cpu 1",
+        "INFO: task suites:77 blocked for more than 120 seconds.",
+        "general protection fault, probably for non-canonical address 0xdead: 0000",
+        "BUG: unable to handle page fault for address: ffffea0000000000",
+        "BUG: Bad page state in process suites  pfn:12345",
+        "page dumped because: bad page table",
+        "mm/pgtable-generic.c:50: bad pmd 00000000abcd(80000000000000e7)",
+        "mm/pgtable-generic.c:37: bad pud 00000000abcd(80000000000000e7)",
+        "Bad pagetable: 000d [#1] SMP NOPTI",
+        "BUG: Bad rss-counter state mm:00000000 type:MM_FILEPAGES val:1",
+        "BUG: non-zero pgtables_bytes on freeing mm: 4096",
+        "page_counter underflow: -1 nr_pages=1",
+        "BUG: scheduling while atomic: suites/77/0x00000002",
+        "BUG: sleeping function called from invalid context at mm/x.c:1",
+        "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009",
+        "Kernel is locked down from securityfs; see man kernel_lockdown.7",
+        "PANIC: double fault, error_code: 0x0",
+    ];
+
     #[test]
     fn every_kind_of_report_is_found() {
-        for line in [
-            "WARNING: CPU: 1 PID: 77 at mm/memory.c:2520 vmf_insert_pfn_pud+0x1f/0x30",
-            "BUG: kernel NULL pointer dereference, address: 0000000000000000",
-            "kernel BUG at mm/huge_memory.c:1723!",
-            "Oops: Oops: 0002 [#1] SMP NOPTI",
-            "WARNING: possible circular locking dependency detected",
-            "WARNING: inconsistent lock state",
-            "WARNING: suspicious RCU usage",
-            "BUG: KASAN: slab-use-after-free in barbuf_fault+0x1/0x2 [barbuf]",
-            "UBSAN: array-index-out-of-bounds in drivers/x.c:1:2",
-            "BUG: KFENCE: use-after-free read in a+0x1/0x2",
-            "kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
-            "DMA-API: pci 0000:04:00.0: device driver has pending DMA allocations",
-            "refcount_t: underflow; use-after-free.",
-            "rcu: INFO: rcu_preempt self-detected stall on CPU",
-            "watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [suites:77]",
-            "watchdog: Watchdog detected hard LOCKUP on cpu 1",
-            "INFO: task suites:77 blocked for more than 120 seconds.",
-            "general protection fault, probably for non-canonical address 0xdead: 0000",
-            "BUG: unable to handle page fault for address: ffffea0000000000",
-            "BUG: Bad page state in process suites  pfn:12345",
-            "mm/pgtable-generic.c:50: bad pmd 00000000abcd(80000000000000e7)",
-            "mm/pgtable-generic.c:37: bad pud 00000000abcd(80000000000000e7)",
-            "BUG: Bad rss-counter state mm:00000000 type:MM_FILEPAGES val:1",
-            "BUG: scheduling while atomic: suites/77/0x00000002",
-            "BUG: sleeping function called from invalid context at mm/x.c:1",
-            "Kernel panic - not syncing: sysrq triggered crash",
-        ] {
+        for line in REPORTS {
             let found = findings(&format!("[    5.123456] {line}\n"));
             assert_eq!(found.len(), 1, "{line}");
-            assert_eq!(found[0].line, line);
+            assert_eq!(found[0].line, *line);
+        }
+        for text in COMPLAINTS {
+            assert!(
+                REPORTS.iter().any(|line| line.contains(text)),
+                "no report with {text:?} was recorded"
+            );
         }
     }
 
