@@ -4,9 +4,11 @@
 //! other.
 
 use crate::kit::node::{Info, name};
+use crate::kit::pci::wait_until;
 use crate::kit::prelude::*;
 
 use barbuf_guest::protocol::DeviceKind;
+use barbuf_measure::memory::struct_page_bytes;
 
 use std::os::fd::AsRawFd as _;
 
@@ -21,6 +23,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(query_counts_mappings),
         test!(exclusive_and_shared),
         test!(bytes_come_back_last),
+        test!(struct_pages_go_with_the_provider).timeout(60),
     ],
 };
 
@@ -376,4 +379,31 @@ fn bytes_come_back_last(ctx: &Ctx) -> Result<()> {
         ensure!(again() == Ok(()), "nothing is left");
     }
     Ok(())
+}
+
+/// Struct pages come with the first buffer that needs them, stay for the next ones of that size, are
+/// exchanged for those of another size, and go with the provider.
+fn struct_pages_go_with_the_provider(ctx: &Ctx) -> Result<()> {
+    // The struct pages of a compound page, whatever its size, take two pages: the others are the same.
+    let of = |compound_pages: u64| 2 * PAGE * compound_pages;
+    let before = struct_page_bytes()?;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let gigabytes = main_region(&provider.node.info()?)?.length / GIB;
+    let more = || -> Result<u64> { Ok(struct_page_bytes()? - before) };
+    drop(provider.node.export(&Export::any(GIB))?);
+    ensure_eq!(more()?, 0);
+    drop(provider.node.export(&Export::any(GIB).page())?);
+    ensure_eq!(more()?, of(gigabytes));
+    drop(provider.node.export(&Export::any(GIB).page())?);
+    ensure_eq!(more()?, of(gigabytes));
+    let smaller = Export::any(2 * MIB).page().leaf(BARBUF_PAGE_SHIFT_2M);
+    let held = provider.node.export(&smaller)?;
+    ensure_eq!(more()?, of(512 * gigabytes));
+    let map = Mapping::whole(&held)?;
+    ensure!(map.load(0).is_ok());
+    drop(provider);
+    ensure!(map.load(0) == Err(Fault::bus(map.at(0))));
+    wait_until("all struct pages gone", || {
+        struct_page_bytes().is_ok_and(|now| now == before)
+    })
 }

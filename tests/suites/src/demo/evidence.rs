@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the kernel itself has counted: host memory that a drive was given for its DMA, and struct
-//! pages.
+//! What the kernel itself has counted: host memory that a drive was given for its DMA.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use barbuf_guest::sysfs;
@@ -49,15 +48,6 @@ fn sum_in(hist: &str, bdf: &str) -> u64 {
     });
     let value = line.and_then(|line| line.rsplit_once("size:")?.1.trim().parse().ok());
     value.unwrap_or(0)
-}
-
-/// Pages of host memory that hold struct pages.
-pub(super) fn memmap_pages() -> Result<u64> {
-    let text = sysfs::read(Path::new("/proc/vmstat"))?;
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix("nr_memmap_pages ")?.parse().ok());
-    value.context("this kernel does not count nr_memmap_pages")
 }
 
 #[cfg(test)]

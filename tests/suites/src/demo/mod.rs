@@ -15,15 +15,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use barbuf_guest::protocol::{Device, HostOp};
+use barbuf_measure::memory::struct_page_bytes;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::kit::PAGE;
 use crate::kit::command::{Actor, NOBODY, barbuf, fetch, parse, wait_for_socket};
 use crate::kit::drive::{Mounted, block_device};
 use crate::kit::importer::{ENGINE, Engine, FROM_DEVICE, TO_DEVICE};
 use crate::kit::pci::{Function, wait_until};
 use crate::support::{Ctx, Suite, ensure_eq, test};
-use evidence::{HostDma, memmap_pages};
+use evidence::HostDma;
 
 pub(crate) const SUITE: Suite = Suite {
     name: "demo",
@@ -91,7 +93,7 @@ fn a_model_goes_where_it_should(ctx: &Ctx) -> Result<()> {
     // 2: process A.
     run(ctx, &["bind", &npu_bdf])?;
     let dma = HostDma::start()?;
-    let pages = memmap_pages()?;
+    let struct_pages = struct_page_bytes()?;
     rows.push(control(ctx, &file, &npu_bdf, &drive_bdf, &dma)?);
     drop_cached(&file)?;
     let before = dma.of(&drive_bdf)?;
@@ -128,7 +130,7 @@ fn a_model_goes_where_it_should(ctx: &Ctx) -> Result<()> {
         host_dma < NOISE,
         "{host_dma} bytes of host memory were given to the drive"
     );
-    let npu_pages = memmap_pages()? - pages;
+    let npu_pages = (struct_page_bytes()? - struct_pages) / PAGE;
     rows.push(Row {
         step: "2 A loads, O_DIRECT",
         path: "drive -> NPU, peer to peer".into(),

@@ -17,7 +17,8 @@ use std::path::Path;
 use self::leaving::{unloading_the_driver_revokes, unregistering_in_a_storm_of_faults};
 use self::registration::{
     a_registered_region_is_memory_only, each_registration_error, kernel_code_exports_and_revokes,
-    regions_of_several_kinds, the_driver_is_asked_and_told, the_driver_refuses,
+    regions_of_several_kinds, shared_bytes_are_nobody_elses_until_they_are_zero,
+    the_driver_is_asked_and_told, the_driver_refuses,
 };
 use self::sharing::{
     a_megabyte_to_the_drives_memory_and_back, cpu_accesses_during_a_suspension,
@@ -49,6 +50,7 @@ pub(crate) const SUITE: Suite = Suite {
     tests: &[
         test!(a_registered_region_is_memory_only),
         test!(regions_of_several_kinds),
+        test!(shared_bytes_are_nobody_elses_until_they_are_zero).timeout(60),
         test!(each_registration_error).timeout(60),
         test!(the_driver_is_asked_and_told),
         test!(the_driver_refuses),

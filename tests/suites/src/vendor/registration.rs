@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
+use std::thread;
 
 use super::Vendor;
 use crate::kit::prelude::*;
@@ -91,6 +92,41 @@ pub(super) fn regions_of_several_kinds(ctx: &Ctx) -> Result<()> {
         Ok(())
     })?
     .join()
+}
+
+/// ZERO and SHARED: nobody comes in, though he says shared too, before the last byte is zero.
+pub(super) fn shared_bytes_are_nobody_elses_until_they_are_zero(ctx: &Ctx) -> Result<()> {
+    const LEN: u64 = 128 * MIB;
+    const MARK: u64 = 0x0ddb_a115_0ddb_a115;
+    let vendor = Vendor::new(ctx)?;
+    let node = &vendor.provider.node;
+    let whole = node.info()?.regions[0].free;
+    let last = Export::at(LEN - PAGE, PAGE).shared();
+    ensure!(Mapping::whole(&node.export(&last)?)?.store(PAGE - 8, MARK) == Ok(()));
+
+    let mut refused = 0;
+    let zeroed = thread::scope(|scope| {
+        let wanted = Export::at(0, LEN).shared().flag(BARBUF_EXPORT_ZERO);
+        let zeroing = scope.spawn(move || node.export(&wanted));
+        while !zeroing.is_finished() {
+            if node.info()?.regions[0].free == whole {
+                // It has not come as far as to claim them.
+                continue;
+            }
+            match node.export(&last) {
+                Err(Errno::EBUSY) => refused += 1,
+                Ok(buffer) => ensure_eq!(Mapping::whole(&buffer)?.load(PAGE - 8), Ok(0)),
+                Err(errno) => bail!("{errno}"),
+            }
+        }
+        Ok(zeroing.join().expect("the thread that exports")?)
+    })?;
+    ensure!(refused > 0, "nothing was ever being filled");
+    let beside = node.export(&last).context("afterwards")?;
+    ensure_eq!(Mapping::whole(&beside)?.load(PAGE - 8), Ok(0));
+    ensure!(Mapping::whole(&zeroed)?.store(LEN - 8, 1) == Ok(()));
+    ensure_eq!(Mapping::whole(&beside)?.load(PAGE - 8), Ok(1));
+    Ok(())
 }
 
 /// Everything that a driver can get wrong, each with its errno and nothing left behind.
