@@ -21,26 +21,31 @@ static ulong size;
 module_param(size, ulong, 0644);
 MODULE_PARM_DESC(size, "bytes from the start of the BAR, 0 for all (default: 0)");
 
+static ulong second;
+module_param(second, ulong, 0644);
+MODULE_PARM_DESC(second,
+		 "bytes of another piece, from the middle of the BAR (default: 0)");
+
 static ulong align = PAGE_SIZE;
 module_param(align, ulong, 0644);
 MODULE_PARM_DESC(align,
 		 "alignment of the memory: page size, 2 MiB or 1 GiB in bytes, or 0 for the largest that is possible; a kernel without compound-sysfs/s knows the page size only (default: page size)");
 
 #ifdef P2PDMA_HAS_ALIGN
-static int add_p2pmem(struct pci_dev *pdev)
+static int add_p2pmem(struct pci_dev *pdev, size_t bytes, u64 offset)
 {
 	ulong wanted = align;
 
 	if (!wanted)
-		wanted = pci_p2pdma_max_pagemap_align(pdev, bar, size, 0);
-	return pci_p2pdma_add_resource(pdev, bar, size, 0, wanted);
+		wanted = pci_p2pdma_max_pagemap_align(pdev, bar, bytes, offset);
+	return pci_p2pdma_add_resource(pdev, bar, bytes, offset, wanted);
 }
 #else
-static int add_p2pmem(struct pci_dev *pdev)
+static int add_p2pmem(struct pci_dev *pdev, size_t bytes, u64 offset)
 {
 	if (align && align != PAGE_SIZE)
 		return -EINVAL;
-	return pci_p2pdma_add_resource(pdev, bar, size, 0);
+	return pci_p2pdma_add_resource(pdev, bar, bytes, offset);
 }
 #endif
 
@@ -58,7 +63,9 @@ static int p2pmem_npu_probe(struct pci_dev *pdev,
 	ret = pcim_request_region(pdev, bar, KBUILD_MODNAME);
 	if (ret)
 		return ret;
-	ret = add_p2pmem(pdev);
+	ret = add_p2pmem(pdev, size, 0);
+	if (!ret && second)
+		ret = add_p2pmem(pdev, second, pci_resource_len(pdev, bar) / 2);
 	if (ret)
 		return dev_err_probe(&pdev->dev, ret,
 				     "BAR %u cannot be p2pmem with alignment %lu\n",

@@ -27,12 +27,16 @@ mod inbox;
 mod inflight;
 mod isolation;
 mod kit;
+mod layout;
 mod library;
 mod lifetime;
+mod lockdown;
 mod map;
+mod observe;
 mod odirect;
 mod p2pmem;
 mod passing;
+mod pool;
 mod posted;
 mod provoke;
 mod races;
@@ -71,6 +75,7 @@ const SUITES: &[Suite] = &[
     reset::SUITE,
     vendor::SUITE,
     adopt::SUITE,
+    pool::SUITE,
     route::SUITE,
     import::SUITE,
     recall::SUITE,
@@ -78,6 +83,9 @@ const SUITES: &[Suite] = &[
     inbox::SUITE,
     hardware::SUITE,
     isolation::SUITE,
+    lockdown::SUITE,
+    layout::SUITE,
+    observe::SUITE,
     lifetime::SUITE,
     races::SUITE,
     fuzz::SUITE,
