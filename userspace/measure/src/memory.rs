@@ -15,13 +15,35 @@ const PAGE: u64 = 4096;
 /// Without root each processor's part of the count cannot be folded; that is an error, because what is read then may
 /// lag behind.
 pub fn struct_page_bytes() -> Result<u64> {
-    const REFRESH: &str = "/proc/sys/vm/stat_refresh";
-    fs::write(REFRESH, "1").with_context(|| format!("cannot write {REFRESH}"))?;
-    let text = fs::read_to_string("/proc/vmstat").context("cannot read /proc/vmstat")?;
+    let text = vmstat()?;
     let pages = number_after(&text, "nr_memmap_pages ")
         .context("/proc/vmstat has no nr_memmap_pages: a kernel before 6.11")?;
     let boot = number_after(&text, "nr_memmap_boot_pages ").unwrap_or(0);
     Ok((pages + boot) * PAGE)
+}
+
+/// How many pages of all memory are pinned, as for file I/O with `O_DIRECT`.
+///
+/// # Errors
+///
+/// As for [`struct_page_bytes`].
+pub fn pinned_pages() -> Result<i64> {
+    let text = vmstat()?;
+    let count = |name: &str| {
+        number_after(&text, name).with_context(|| format!("/proc/vmstat has no {name}"))
+    };
+    let (pinned, released) = (
+        count("nr_foll_pin_acquired ")?,
+        count("nr_foll_pin_released ")?,
+    );
+    Ok(pinned.wrapping_sub(released) as i64)
+}
+
+/// With every processor's part of the counts.
+fn vmstat() -> Result<String> {
+    const REFRESH: &str = "/proc/sys/vm/stat_refresh";
+    fs::write(REFRESH, "1").with_context(|| format!("cannot write {REFRESH}"))?;
+    fs::read_to_string("/proc/vmstat").context("cannot read /proc/vmstat")
 }
 
 /// Bytes of page tables of this process (`VmPTE`). Reading it looks at no mapping, unlike reading smaps.

@@ -47,7 +47,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(rules_decide_who_gets_what).timeout(60),
         test!(a_supervisor_hands_the_socket_over).timeout(60),
         test!(disconnecting_revokes).timeout(60),
-        test!(killed_at_random_moments).timeout(240),
+        test!(killed_at_random_moments).timeout(300),
     ],
 };
 
