@@ -124,6 +124,9 @@ pub(crate) struct ShellArgs {
     /// The topology to boot
     #[arg(long)]
     pub(crate) topology: Option<String>,
+    /// A file below this directory that the guest is to have in /bin: a static program
+    #[arg(long, value_name = "FILE")]
+    pub(crate) add: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -119,7 +119,12 @@ pub(crate) fn command(ctx: &Ctx) -> Result<ExitCode> {
 /// Gives a person the console of a guest.
 pub(crate) fn shell(ctx: &Ctx, args: &ShellArgs) -> Result<ExitCode> {
     let topology = chosen(args.topology.as_deref(), false)?;
-    let programs = Programs::build(ctx)?;
+    let mut programs = Programs::build(ctx)?;
+    for file in &args.add {
+        let name = file.file_name().context("--add takes a file")?;
+        let path = format!("/bin/{}", name.to_string_lossy());
+        programs.others.push((path, ctx.repo.join(file)));
+    }
     let parts = Parts::gather(kernel::ensure(args.kernel, ctx)?, &programs, ctx)?;
     say_where(ctx, &topology);
     let dir = BootDir::create(ctx, "shell")?;
