@@ -6,11 +6,12 @@ mod series;
 mod text;
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::cache;
 use crate::cmd::{self, Log, make_dir};
@@ -87,6 +88,7 @@ const CHECKS: &[(&str, Check)] = &[
         tree.run("cargo-doc", packages(&mut cargo))
     }),
     ("packages of the crates", |tree| {
+        forget_packages(tree.ctx)?;
         let mut cargo = cargo(tree.ctx);
         // They need each other, and none is published yet. Cargo 1.85 can look at such packages
         // together, but only when it is told that it may.
@@ -229,6 +231,26 @@ fn cargo(ctx: &Ctx) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(ctx.repo.join("userspace"));
     cargo
+}
+
+/// Removes what cargo keeps of our packages: the registry that it makes of them, and what it has unpacked from there. It
+/// knows them by name and version, which stay the same until they are published, and would compile a crate against the
+/// former contents of another.
+fn forget_packages(ctx: &Ctx) -> Result<()> {
+    let mut stale = vec![ctx.target.join("package/tmp-registry")];
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let registries = home.and_then(|home| fs::read_dir(home.join("registry/src")).ok());
+    for registry in registries.into_iter().flatten() {
+        let registry = registry?.path();
+        stale.extend(PUBLISHED.iter().map(|name| {
+            let version = env!("CARGO_PKG_VERSION");
+            registry.join(format!("{name}-{version}"))
+        }));
+    }
+    for path in stale.iter().filter(|path| path.exists()) {
+        fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Names the crates that are published.
