@@ -21,6 +21,37 @@ pub(crate) const SUITE: Suite = Suite {
     ],
 };
 
+/// What calls may end in: the table of uapi/linux/barbuf.h, but for [`ELSEWHERE`].
+pub(crate) const DOCUMENTED: [Errno; 17] = [
+    Errno::ENOTTY,
+    Errno::E2BIG,
+    Errno::EFAULT,
+    Errno::EINVAL,
+    Errno::EOPNOTSUPP,
+    Errno::EBADF,
+    Errno::ENODEV,
+    Errno::EBADFD,
+    Errno::EBUSY,
+    Errno::ENOSPC,
+    Errno::EMFILE,
+    Errno::ENFILE,
+    Errno::EPERM,
+    Errno::EACCES,
+    Errno::ENOMEM,
+    Errno::EINTR,
+    Errno::EEXIST,
+];
+
+/// What the table has for importers, for resets, and for functions whose own driver has registered
+/// them. None of these may come of others.
+#[cfg(test)]
+const ELSEWHERE: [Errno; 4] = [
+    Errno::EAGAIN,
+    Errno::ERANGE,
+    Errno::EREMOTEIO,
+    Errno::ECONNREFUSED,
+];
+
 /// Exports, and insists on the error and on nothing having changed.
 fn refused(provider: &Provider, what: &str, export: &Export, errno: Errno) -> Result<()> {
     let before = provider.node.info()?.regions;
@@ -311,4 +342,33 @@ fn query_names_each_error(ctx: &Ctx) -> Result<()> {
         "at another provider's node: {answer:?}"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The header has a line for each errno, and no other, once.
+    #[test]
+    fn the_header_documents_these() {
+        let header = include_str!("../../../uapi/linux/barbuf.h");
+        let mut tables = header.split(" * ======================  ");
+        let table = tables.nth(1).expect("the table");
+        let (_, table) = table.split_once('\n').expect("its rule");
+        let mut found: Vec<String> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix(" * "))
+            .filter(|line| line.starts_with('E'))
+            .filter_map(|line| line.split_once("   "))
+            .flat_map(|(names, _)| names.split(", ").map(str::to_owned))
+            .collect();
+        let mut wanted: Vec<String> = DOCUMENTED
+            .iter()
+            .chain(&ELSEWHERE)
+            .map(|errno| format!("{errno:?}"))
+            .collect();
+        found.sort();
+        wanted.sort();
+        assert_eq!(found, wanted);
+    }
 }

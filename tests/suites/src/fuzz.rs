@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd as _;
 
 use barbuf_sys::ioctl::REQUESTS;
 
+use crate::errors::DOCUMENTED;
 use crate::kit::pattern::word;
 use crate::kit::prelude::*;
 use crate::kit::process::open_fds;
@@ -22,37 +23,6 @@ pub(crate) const SUITE: Suite = Suite {
         test!(random_numbers).on(&["small-npu"]).timeout(300),
     ],
 };
-
-/// The table of uapi/linux/barbuf.h, but for [`ELSEWHERE`].
-const DOCUMENTED: [Errno; 17] = [
-    Errno::ENOTTY,
-    Errno::E2BIG,
-    Errno::EFAULT,
-    Errno::EINVAL,
-    Errno::EOPNOTSUPP,
-    Errno::EBADF,
-    Errno::ENODEV,
-    Errno::EBADFD,
-    Errno::EBUSY,
-    Errno::ENOSPC,
-    Errno::EMFILE,
-    Errno::ENFILE,
-    Errno::EPERM,
-    Errno::EACCES,
-    Errno::ENOMEM,
-    Errno::EINTR,
-    Errno::EEXIST,
-];
-
-/// What the table has for importers, for resets, and for functions whose own driver has registered
-/// them. None of these may come here.
-#[cfg(test)]
-const ELSEWHERE: [Errno; 4] = [
-    Errno::EAGAIN,
-    Errno::ERANGE,
-    Errno::EREMOTEIO,
-    Errno::ECONNREFUSED,
-];
 
 /// Numbers that tend to be mistaken for something else.
 const ODD: [u64; 24] = [
@@ -494,33 +464,4 @@ fn random_numbers(ctx: &Ctx) -> Result<()> {
     };
     bench.call(false, ioctl::BARBUF_INFO, &raw const info as u64)?;
     bench.finish(ctx, &[Errno::ENOTTY, Errno::EFAULT], &[ioctl::BARBUF_INFO])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The header has a line for each errno, and no other, once.
-    #[test]
-    fn the_header_documents_these() {
-        let header = include_str!("../../../uapi/linux/barbuf.h");
-        let mut tables = header.split(" * ======================  ");
-        let table = tables.nth(1).expect("the table");
-        let (_, table) = table.split_once('\n').expect("its rule");
-        let mut found: Vec<String> = table
-            .lines()
-            .filter_map(|line| line.strip_prefix(" * "))
-            .filter(|line| line.starts_with('E'))
-            .filter_map(|line| line.split_once("   "))
-            .flat_map(|(names, _)| names.split(", ").map(str::to_owned))
-            .collect();
-        let mut wanted: Vec<String> = DOCUMENTED
-            .iter()
-            .chain(&ELSEWHERE)
-            .map(|errno| format!("{errno:?}"))
-            .collect();
-        found.sort();
-        wanted.sort();
-        assert_eq!(found, wanted);
-    }
 }
