@@ -13,10 +13,7 @@ use crate::{
         pool::PoolRange, //
     },
     provider::Provider,
-    pure::{
-        address::Address,
-        order::PageOrder, //
-    },
+    pure::address::Address,
     Shared,
 };
 use kernel::{
@@ -66,7 +63,7 @@ impl Adoptions {
             return Err(EOPNOTSUPP);
         }
         // A page from the pool tells where the pool is.
-        let sample = PoolRange::alloc(&function, PageOrder::Page4K.size(), PageOrder::Page4K)?;
+        let sample = PoolRange::sample(&function)?;
         let pool = sample.pool()?;
         drop(sample);
 

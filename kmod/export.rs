@@ -32,10 +32,7 @@ use crate::{
             self,
             WriteCombining, //
         },
-        pool::{
-            PoolPages,
-            PoolRange, //
-        },
+        pool::PoolPages,
         trace, //
     },
     few::Few,
@@ -51,7 +48,6 @@ use crate::{
         Use, //
     },
     pure::{
-        alloc,
         export::{
             any_len,
             Export,
@@ -198,21 +194,11 @@ fn from_region(
 /// Takes memory from the pool of an adopted provider.
 fn from_pool(order: &Order<'_>, region: &Region, used: Use) -> Result<Obtained> {
     let (provider, len) = (order.provider, order.wanted.len);
-    // An alignment that the pool has no room for is not worth failing for.
-    let mut taken = Err(ENOSPC);
-    for alignment in alloc::preferences(len) {
-        taken = PoolRange::alloc(&provider.function, len, *alignment);
-        if taken.is_ok() {
-            break;
-        }
-    }
-    let taken = taken?;
-    let physical = taken.physical()?;
-    // A pool can have more than one piece of memory, and give some of another one.
-    let offset = physical
+    let taken = provider.take_from_pool(region, len)?;
+    let offset = taken
+        .physical()?
         .start()
         .checked_sub(region.physical.start())
-        .filter(|_| region.physical.encloses(physical))
         .ok_or(ENOSPC)?;
     let ranges = Few::One(Range::new(offset, len).map_err(errno)?);
     let memory = match order.export.backing {

@@ -3,7 +3,8 @@
 //! Providers: PCI functions whose memory is exported.
 //!
 //! `region.rs` has the stretches of a provider that can be exported, `claims.rs` what is taken of
-//! them, `buffers.rs` who has it, `frames.rs` how struct pages come under mappings that have none.
+//! them, `pool.rs` the same of adopted providers, `buffers.rs` who has it, `frames.rs` how struct pages
+//! come under mappings that have none.
 //!
 //! Lock order, for the whole module, outermost first:
 //!
@@ -34,6 +35,7 @@
 mod buffers;
 mod claims;
 mod frames;
+mod pool;
 mod region;
 mod uses;
 

@@ -44,41 +44,102 @@ unsafe impl Send for PoolRange {}
 unsafe impl Sync for PoolRange {}
 
 impl PoolRange {
-    /// Allocates `len` bytes, a multiple of 4 KiB, at a physical address that is aligned for `order`.
-    ///
-    /// The pool itself aligns nothing, so this takes more than it needs and gives the rest back at once.
+    /// Allocates a page, which tells where the pool is.
     ///
     /// # Errors
     ///
-    /// `ENOSPC` when the pool has no such room, `EINVAL` when `len` is 0 or no multiple of 4 KiB.
+    /// `ENOSPC` when the pool has no page left.
     ///
     /// The function must be bound to a driver that has published p2pmem: see [`Function::has_p2pmem`]. The caller keeps
     /// the driver from being unbound.
-    pub(crate) fn alloc(function: &Function, len: u64, order: PageOrder) -> Result<Self> {
+    pub(crate) fn sample(function: &Function) -> Result<Self> {
+        Self::first(function, PageOrder::Page4K.size())
+    }
+
+    /// Allocates `len` bytes, a multiple of 4 KiB, at a physical address that is aligned for `order`, and in `piece`: a
+    /// pool can have more than one piece of memory.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` when there is no such room, `EINVAL` when `len` is 0 or no multiple of 4 KiB, `ENOMEM`.
+    ///
+    /// The caller promises what [`PoolRange::sample`] asks for.
+    pub(crate) fn alloc(
+        function: &Function,
+        len: u64,
+        order: PageOrder,
+        piece: Range,
+    ) -> Result<Self> {
         if len == 0 || !PageOrder::Page4K.is_aligned(len) {
             return Err(EINVAL);
         }
-        let slack = order.size().wrapping_sub(PageOrder::Page4K.size());
-        let room = len.checked_add(slack).ok_or(ENOSPC)?;
-        // SAFETY: The function is alive and has a pool, by the caller's promise.
-        let addr = unsafe { bindings::pci_alloc_p2pmem(function.as_raw(), room as usize) };
+        match Self::out_of_more(function, len, order) {
+            Ok(found) if found.is_in(piece) => return Ok(found),
+            other => drop(other),
+        }
+        Self::search(function, len, order, piece)
+    }
+
+    fn is_in(&self, piece: Range) -> bool {
+        self.physical()
+            .is_ok_and(|physical| piece.encloses(physical))
+    }
+
+    /// Takes the first place that the pool has, wherever it is.
+    fn first(function: &Function, len: u64) -> Result<Self> {
+        // SAFETY: The function is alive and has a pool, by the callers' promise.
+        let addr = unsafe { bindings::pci_alloc_p2pmem(function.as_raw(), len as usize) };
         let addr = NonNull::new(addr).ok_or(ENOSPC)?;
         // SAFETY: The pool hands out memory with struct pages.
         let pfn = unsafe { shim::barbuf_helper_virt_to_pfn(addr.as_ptr()) };
         // INVARIANT: Just allocated.
-        let whole = Self {
+        Ok(Self {
             function: function.clone(),
             addr,
-            len: room as usize,
+            len: len as usize,
             physical: (pfn as u64) << PageOrder::Page4K.shift(),
-        };
-        let head = order
-            .align_up(whole.physical)
-            .and_then(|aligned| aligned.checked_sub(whole.physical))
-            .ok_or(ENOSPC)?;
+        })
+    }
+
+    /// The bytes in front of the first address in it that is aligned for `order`.
+    fn head(&self, order: PageOrder) -> Result<u64> {
+        order
+            .align_up(self.physical)
+            .and_then(|aligned| aligned.checked_sub(self.physical))
+            .ok_or(ENOSPC)
+    }
+
+    /// The pool itself aligns nothing: takes more than is needed, and gives the rest back at once.
+    fn out_of_more(function: &Function, len: u64, order: PageOrder) -> Result<Self> {
+        let slack = order.size().wrapping_sub(PageOrder::Page4K.size());
+        let whole = Self::first(function, len.checked_add(slack).ok_or(ENOSPC)?)?;
+        let head = whole.head(order)?;
         let (_, rest) = whole.split(head as usize);
         let (wanted, _) = rest.ok_or(ENOSPC)?.split(len as usize);
         wanted.ok_or(ENOSPC)
+    }
+
+    /// Where no hole has so much to spare, one can still have what is wanted. Fills the pool up in front of the next
+    /// aligned address, until it begins there by itself, and holds what is of another piece.
+    fn search(function: &Function, len: u64, order: PageOrder, piece: Range) -> Result<Self> {
+        /// A pool that is more in pieces than that is not worth the time.
+        const TRIES: usize = 64;
+        let mut filled = KVec::with_capacity(TRIES, GFP_KERNEL)?;
+        for _ in 0..TRIES {
+            let found = Self::first(function, len)?;
+            if !found.is_in(piece) {
+                filled.push(found, GFP_KERNEL)?;
+                continue;
+            }
+            let head = found.head(order)?;
+            if head == 0 {
+                return Ok(found);
+            }
+            drop(found);
+            // It can land in a smaller hole further in front: then that is one less.
+            filled.push(Self::first(function, head)?, GFP_KERNEL)?;
+        }
+        Err(ENOSPC)
     }
 
     /// Cuts it in two at `at` bytes; a half that would be empty does not exist.

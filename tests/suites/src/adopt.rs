@@ -5,12 +5,11 @@
 
 use crate::export::main_region;
 use crate::kit::drive::{Aligned, block_device, open_direct, read_into, write_from};
-use crate::kit::map::Room;
 use crate::kit::node::name;
 use crate::kit::pattern;
 use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;
-use crate::kit::process::{Child, Event, PROMPT, no_fd_leaks, within};
+use crate::kit::process::{Child, Event, PROMPT, within};
 use crate::odirect::prepared_drive;
 
 use barbuf_guest::protocol::HostOp;
@@ -18,7 +17,6 @@ use barbuf_guest::sysfs;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use std::fs::File;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Instant;
@@ -39,17 +37,16 @@ pub(crate) const SUITE: Suite = Suite {
             .hotplug()
             .timeout(120),
         test!(adopt_and_release_name_each_error),
-        test!(a_pool_without_a_page_cannot_be_adopted),
     ],
 };
 
 /// The bytes that the kernel's pool has left.
-fn available(function: &Function) -> Result<u64> {
+pub(crate) fn available(function: &Function) -> Result<u64> {
     Ok(sysfs::read(function.dir().join("p2pmem/available"))?.parse()?)
 }
 
 /// The drive works: what is written at 1 MiB is read back, without any of our memory.
-fn the_drive_works(ctx: &Ctx, seed: u64) -> Result<()> {
+pub(crate) fn the_drive_works(ctx: &Ctx, seed: u64) -> Result<()> {
     const LEN: u64 = 256 * KIB;
     let drive = open_direct(&block_device(ctx.nvme(0)?)?)?;
     let mut memory = Aligned::new(LEN)?;
@@ -492,40 +489,4 @@ fn adopt_and_release_name_each_error(ctx: &Ctx) -> Result<()> {
         "bound, not adopted"
     );
     Ok(())
-}
-
-/// ENOSPC of ADOPT: its owner's users have taken all of the pool, through sysfs, so that no page is left
-/// to find it by. Once one is back, it can be adopted.
-fn a_pool_without_a_page_cannot_be_adopted(ctx: &Ctx) -> Result<()> {
-    let function = Function::of(ctx.nvme(0)?)?;
-    let control = Node::control()?;
-    let path = function.dir().join("p2pmem/allocate");
-    let file = File::options().read(true).write(true).open(&path)?;
-    let mut taken = Vec::new();
-    let mut size = 8 * MIB;
-    while size >= PAGE {
-        let room = Room::new(size, 0, PAGE)?;
-        match room.map(0, size, READ_WRITE, &file, 0) {
-            Ok(()) => taken.push(room),
-            Err(Errno::ENOMEM) => size /= 2,
-            Err(errno) => bail!("{}: {errno}", path.display()),
-        }
-    }
-    ensure!(
-        available(&function)? == 0,
-        "{} bytes are left",
-        available(&function)?
-    );
-    let answer = no_fd_leaks(|| control.adopt(&function.bdf))?;
-    ensure!(answer == Err(Errno::ENOSPC), "{answer:?}");
-    ensure!(!Path::new(&function.node_path()).exists(), "a node");
-    ensure!(control.release(&function.bdf) == Err(Errno::ENODEV));
-    drop(taken.pop());
-    let back = available(&function)?;
-    ensure!(back > 0, "nothing came back");
-    let provider = Provider::adopt(ctx.nvme(0)?)?;
-    ensure!(main_region(&provider.node.info()?)?.free == back);
-    drop(provider);
-    drop(taken);
-    the_drive_works(ctx, 3)
 }
