@@ -36,6 +36,9 @@ bool barbuf_helper_has_pud_leaf(void);
 void barbuf_helper_vma_set_cache(struct vm_area_struct *vma, bool wc);
 void barbuf_helper_vma_start_write(struct vm_area_struct *vma);
 
+/* Whether the page at @phys, for which WC is reserved, is mapped so: EBUSY. */
+int barbuf_helper_check_wc(phys_addr_t phys);
+
 /* The lock that a fault handler was called with; VM_FAULT_RETRY comes next. */
 void barbuf_helper_release_fault_lock(struct vm_fault *vmf);
 

@@ -28,18 +28,22 @@ use kernel::{
 pub(crate) struct WriteCombining(Range);
 
 impl WriteCombining {
-    /// Reserves the mode for `physical`.
+    /// Reserves the mode for `physical`. Sleeps.
     ///
     /// # Errors
     ///
-    /// `EBUSY` when somebody maps some of it with another mode.
+    /// `EBUSY` when somebody has some of it in another mode, `ENOMEM`.
     pub(crate) fn reserve(physical: Range) -> Result<Self> {
-        // SAFETY: Any range may be asked for; conflicts are refused.
+        // SAFETY: Any range may be asked for; nothing of the memory changes.
         to_result(unsafe {
             bindings::arch_io_reserve_memtype_wc(physical.start(), physical.len())
         })?;
         // INVARIANT: Just reserved.
-        Ok(Self(physical))
+        let reserved = Self(physical);
+        // All of a reservation has one mode, that of its first page.
+        // SAFETY: The page is mapped for a moment, and not touched.
+        to_result(unsafe { shim::barbuf_helper_check_wc(physical.start()) })?;
+        Ok(reserved)
     }
 }
 

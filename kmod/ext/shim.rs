@@ -21,6 +21,8 @@ extern "C" {
     pub(super) fn barbuf_helper_vma_set_cache(vma: *mut bindings::vm_area_struct, wc: bool);
     pub(super) fn barbuf_helper_vma_start_write(vma: *mut bindings::vm_area_struct);
 
+    pub(super) fn barbuf_helper_check_wc(phys: bindings::phys_addr_t) -> c_int;
+
     pub(super) fn barbuf_helper_release_fault_lock(vmf: *mut bindings::vm_fault);
 
     pub(super) fn barbuf_helper_pfn_folio(pfn: c_ulong) -> *mut bindings::folio;

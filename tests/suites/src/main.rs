@@ -10,6 +10,7 @@ mod adopt;
 mod advice;
 mod arguments;
 mod bench;
+mod cache;
 mod command;
 mod compare;
 mod cookie;
@@ -63,6 +64,7 @@ const SUITES: &[Suite] = &[
     errors::SUITE,
     arguments::SUITE,
     map::SUITE,
+    cache::SUITE,
     cookie::SUITE,
     vmops::SUITE,
     advice::SUITE,
