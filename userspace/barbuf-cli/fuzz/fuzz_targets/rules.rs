@@ -3,7 +3,7 @@
 //! The parser of the broker's rules: whatever the file says, it neither panics nor lets anything
 //! pass that the rules forbid.
 //!
-//! `cargo +nightly fuzz run rules seeds/rules` runs it under libFuzzer. Where there is no cargo-fuzz,
+//! `cargo +nightly fuzz run rules corpus/rules seeds/rules` runs it under libFuzzer. Where there is no cargo-fuzz,
 //! `cargo run --release --no-default-features -- RUNS` mutates the seeds without coverage.
 
 #![cfg_attr(feature = "libfuzzer", no_main)]
