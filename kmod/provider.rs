@@ -21,12 +21,12 @@
 //! 10. [`Provider::inner`],
 //! 11. the reservation lock of a dma-buf; the core takes it around an importer's map and unmap,
 //!     without any of the above,
-//! 12. the lock in `dmabuf::Weak`, those in `gate::Gate`, `PageMap::handing_out`, `Importers::counts`
-//!     and `Routes::known`.
+//! 12. the lock in `dmabuf::Weak`, `PageMap::handing_out`, `Importers::counts` and `Routes::known`.
 //!
 //! No user memory is touched under 3 to 12, because a page fault takes 2. A [`Gate`] is entered
-//! before 9, or inside 11, and never waited for under those, but for `Provider::frames` under 9. Suspending and revoking wait under 7 for
-//! importers that can be told, revoking under 4 for the others, and both without 10.
+//! before 9, or inside 11, and never waited for under those, but for `Provider::frames` under 9.
+//! Suspending and revoking wait under 7 for importers that can be told, revoking under 4 for the
+//! others, and both without 11.
 //!
 //! Nor is user memory touched inside a [`Gate`]: who suspends or closes one waits for those inside,
 //! and the fault could be one on a mapping whose device is being reset, or on memory that somebody

@@ -217,6 +217,12 @@ bool barbuf_helper_wait_between(struct wait_queue_head *queue, const s64 *word,
 				 state);
 }
 
+void barbuf_helper_wait_clear(struct wait_queue_head *queue, const s64 *word,
+			      s64 mask)
+{
+	wait_event(*queue, !(READ_ONCE(*word) & mask));
+}
+
 void barbuf_helper_wake_all(struct wait_queue_head *queue)
 {
 	wake_up_all(queue);

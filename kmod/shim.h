@@ -74,6 +74,9 @@ void barbuf_helper_cond_resched(void);
 /* Sleeps while low <= *word < high; false when the task is killed. */
 bool barbuf_helper_wait_between(struct wait_queue_head *queue, const s64 *word,
 				s64 low, s64 high, bool freezable);
+/* Sleeps while *word has bits of the mask. */
+void barbuf_helper_wait_clear(struct wait_queue_head *queue, const s64 *word,
+			      s64 mask);
 void barbuf_helper_wake_all(struct wait_queue_head *queue);
 
 unsigned long barbuf_helper_pci_resource_flags(struct pci_dev *pdev, int bar);

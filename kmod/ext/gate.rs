@@ -27,18 +27,12 @@ use core::{
 };
 use kernel::{
     bindings,
-    new_condvar,
-    new_mutex,
     prelude::*,
     static_lock_class,
-    sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full, //
-        },
-        CondVar,
-        Mutex, //
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full, //
     },
     types::Opaque, //
 };
@@ -64,18 +58,14 @@ pub(crate) enum Shut {
 /// # Invariants
 ///
 /// `users` is the number of [`Inside`] guards and of calls to `admit` in progress, plus
-/// [`SUSPENDED`] between `suspend` and `resume`, plus [`CLOSED`] once `close` has been called. `lock`
-/// is held while one of the two is added or taken away. `value` is initialised until `close` has
-/// seen that nobody is inside; only the first caller of `close` moves it out.
+/// [`SUSPENDED`] between `suspend` and `resume`, plus [`CLOSED`] once `close` has been called.
+/// `value` is initialised until `close` has seen that nobody is inside; only the caller of `close`
+/// that has added the flag moves it out.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Gate<T> {
     users: Atomic<i64>,
     value: UnsafeCell<MaybeUninit<T>>,
-    #[pin]
-    lock: Mutex<()>,
-    #[pin]
-    left: CondVar,
-    /// Where those sleep who wait for the end of a suspension.
+    /// Where those sleep who wait for the end of a suspension, or for those inside to leave.
     #[pin]
     waiters: Opaque<bindings::wait_queue_head>,
 }
@@ -92,8 +82,6 @@ impl<T> Gate<T> {
         pin_init!(Self {
             users: Atomic::new(0),
             value: UnsafeCell::new(MaybeUninit::new(value)),
-            lock <- new_mutex!(()),
-            left <- new_condvar!(),
             // SAFETY: The slot is valid and pinned, and name and key are statics.
             waiters <- Opaque::ffi_init(|slot| unsafe {
                 bindings::__init_waitqueue_head(
@@ -184,11 +172,31 @@ impl<T> Gate<T> {
     fn leave(&self) {
         let after = self.users.fetch_sub(1, Full).wrapping_sub(1);
         if after >= SUSPENDED && after & COUNT == 0 {
-            // Taking the lock keeps the wake-up from falling between the other's look at the count
-            // and its sleep.
-            let _lock = self.lock.lock();
-            self.left.notify_all();
+            self.wake();
         }
+    }
+
+    /// Sleeps until nobody is inside.
+    fn outlast(&self) {
+        // Pairs with `leave`: what those inside have done is seen by who finds that they have left.
+        while self.users.load(Acquire) & COUNT != 0 {
+            // SAFETY: As in `wait`.
+            unsafe {
+                shim::barbuf_helper_wait_clear(self.waiters.get(), self.users.as_ptr(), COUNT)
+            };
+        }
+    }
+
+    /// Replaces the flags and the count, unless `change` has nothing to change. Says whether it had.
+    fn change(&self, change: impl Fn(i64) -> Option<i64>) -> bool {
+        let mut now = self.users.load(Acquire);
+        while let Some(then) = change(now) {
+            match self.users.cmpxchg(now, then, Full) {
+                Ok(_) => return true,
+                Err(other) => now = other,
+            }
+        }
+        false
     }
 
     /// Whether the gate has been closed.
@@ -205,24 +213,18 @@ impl<T> Gate<T> {
     ///
     /// Returns whether the gate was open.
     pub(crate) fn suspend(&self) -> bool {
-        let mut lock = self.lock.lock();
-        if !self.is_open() {
-            return false;
-        }
         // INVARIANT: Suspended from here on.
-        self.users.fetch_add(SUSPENDED, Full);
-        while self.users.load(Acquire) & COUNT != 0 {
-            self.left.wait(&mut lock);
+        let was_open = self.change(|users| (users < SUSPENDED).then_some(users | SUSPENDED));
+        if was_open {
+            self.outlast();
         }
-        true
+        was_open
     }
 
     /// Ends what [`Gate::suspend`] began, if it did.
     pub(crate) fn resume(&self) {
-        let _lock = self.lock.lock();
-        if self.users.load(Acquire) & SUSPENDED != 0 {
-            // INVARIANT: Not suspended from here on.
-            self.users.fetch_sub(SUSPENDED, Full);
+        // INVARIANT: Not suspended from here on.
+        if self.change(|users| (users & SUSPENDED != 0).then_some(users & !SUSPENDED)) {
             self.wake();
         }
     }
@@ -236,18 +238,14 @@ impl<T> Gate<T> {
     ///
     /// `None` when it was closed before; the other caller may still be waiting then. Sleeps.
     pub(crate) fn close(&self) -> Option<T> {
-        let mut lock = self.lock.lock();
-        if self.is_closed() {
+        // INVARIANT: Closed from here on.
+        if !self.change(|users| (users < CLOSED).then_some(users | CLOSED)) {
             return None;
         }
-        // INVARIANT: Closed from here on.
-        self.users.fetch_add(CLOSED, Full);
         self.wake();
-        while self.users.load(Acquire) & COUNT != 0 {
-            self.left.wait(&mut lock);
-        }
-        // SAFETY: The lock and the flag let only one caller come here. All users have left, and
-        // later ones turn back at the flag.
+        self.outlast();
+        // SAFETY: The flag lets only one caller come here. All users have left, and later ones turn
+        // back at the flag.
         Some(unsafe { (*self.value.get()).assume_init_read() })
     }
 }

@@ -59,6 +59,11 @@ extern "C" {
         high: i64,
         freezable: bool,
     ) -> bool;
+    pub(super) fn barbuf_helper_wait_clear(
+        queue: *mut bindings::wait_queue_head,
+        word: *const i64,
+        mask: i64,
+    );
     pub(super) fn barbuf_helper_wake_all(queue: *mut bindings::wait_queue_head);
 
     pub(super) fn barbuf_helper_pci_resource_flags(

@@ -11,7 +11,7 @@ use crate::kit::importer::{
 use crate::kit::pattern;
 use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;
-use crate::kit::process::{Event, PROMPT, within};
+use crate::kit::process::{Event, PROMPT, scaled, within};
 
 use crate::reset::reset;
 use crate::support::hash;
@@ -153,7 +153,8 @@ fn waits_until_released<T: Send>(
 ) -> Result<T> {
     scope(|threads| {
         let thread = threads.spawn(start);
-        sleep(DELAY);
+        // What comes before its wait has to be over, on a slow kernel too.
+        sleep(scaled(DELAY));
         let meanwhile = if thread.is_finished() {
             Err(anyhow::anyhow!("{what} did not wait"))
         } else {
