@@ -2,7 +2,13 @@
 
 //! BARBUF_ROUTE: what it says on machines that are built so that the answer is known.
 
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
 use crate::export::main_region;
+use crate::import::logged;
+use crate::kit::importer::{BIDIRECTIONAL, Engine};
 use crate::kit::pci::Function;
 use crate::kit::prelude::*;
 
@@ -17,6 +23,7 @@ pub(crate) const SUITE: Suite = Suite {
             "iommu-root-ports",
         ]),
         test!(a_pool_has_routes_too).on(&["npu-cmb", "no-route"]),
+        test!(a_port_that_redirects_is_no_route).on(&["one-port"]),
         test!(route_names_each_error),
     ],
 };
@@ -32,6 +39,7 @@ fn expected(ctx: &Ctx) -> Result<(u32, u32, u32)> {
         // Up two ports and down two.
         "npu-cmb" | "iommu" => (BARBUF_ROUTE_SWITCH, BARBUF_REASON_NONE, 4),
         "two-root-ports" | "iommu-root-ports" => (BARBUF_ROUTE_HOST_BRIDGE, BARBUF_REASON_NONE, 4),
+        "one-port" => (BARBUF_ROUTE_SWITCH, BARBUF_REASON_NONE, 2),
         "no-route" => (BARBUF_ROUTE_NONE, BARBUF_REASON_HOST_BRIDGE, 0),
         other => bail!("no expectation for {other}"),
     })
@@ -78,6 +86,89 @@ fn a_pool_has_routes_too(ctx: &Ctx) -> Result<()> {
     let edu = Function::of(ctx.edu()?)?;
     let route = provider.node.route_raw(-1, 0, &edu.bdf)?;
     ensure_eq!(summary(&route), expected(ctx)?);
+    Ok(())
+}
+
+/// A port whose ACS redirects requests for peers up to the root complex until this is
+/// dropped.
+struct Redirecting {
+    config: PathBuf,
+    control: u64,
+    before: [u8; 2],
+}
+
+impl Redirecting {
+    /// The port above a function.
+    fn above(function: &Function) -> Result<Redirecting> {
+        /// The extended capability's number, and where its control register is.
+        const ACS: u32 = 0x000d;
+        const CONTROL: u64 = 6;
+        /// P2P Request Redirect and P2P Completion Redirect.
+        const REDIRECT: u16 = (1 << 2) | (1 << 3);
+        let config = fs::canonicalize(function.dir())?
+            .parent()
+            .context("no port")?
+            .join("config");
+        let bytes = fs::read(&config)?;
+        let mut at = 0x100;
+        let capability = loop {
+            let word = bytes.get(at..at + 4).context("extended capabilities")?;
+            let word = u32::from_le_bytes(word.try_into()?);
+            if word & 0xffff == ACS {
+                break at as u64;
+            }
+            at = (word >> 20) as usize;
+            ensure!(at != 0, "{} has no ACS", config.display());
+        };
+        let mut redirecting = Redirecting {
+            config,
+            control: capability + CONTROL,
+            before: [0; 2],
+        };
+        let at = redirecting.control as usize;
+        redirecting.before.copy_from_slice(&bytes[at..at + 2]);
+        let control = u16::from_le_bytes(redirecting.before) | REDIRECT;
+        redirecting.write(control.to_le_bytes())?;
+        Ok(redirecting)
+    }
+
+    fn write(&self, value: [u8; 2]) -> Result<()> {
+        let file = OpenOptions::new().write(true).open(&self.config)?;
+        Ok(file.write_all_at(&value, self.control)?)
+    }
+}
+
+impl Drop for Redirecting {
+    fn drop(&mut self) {
+        if let Err(error) = self.write(self.before) {
+            eprintln!("cannot undo ACS of {}: {error:#}", self.config.display());
+        }
+    }
+}
+
+/// A port is above both, and sends what one wants of the other to the host bridge, which is not to be
+/// trusted with it: no way. ROUTE looks again each time, and what it finds holds for whoever attaches.
+fn a_port_that_redirects_is_no_route(ctx: &Ctx) -> Result<()> {
+    let engine = Engine::load(ctx)?;
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let buffer = provider.node.export(&Export::any(MIB))?;
+    let edu = &engine.function.bdf;
+    let ask = || -> Result<_> { Ok(summary(&provider.node.route(&buffer, 0, edu)?)) };
+    let reachable = expected(ctx)?;
+    ensure_eq!(ask()?, reachable);
+    engine.attached(&buffer)?.map(BIDIRECTIONAL)?;
+    let why = "ACS redirection on the way";
+    let before = logged(edu, why)?;
+    let redirecting = Redirecting::above(&provider.function)?;
+    ensure_eq!(ask()?, (BARBUF_ROUTE_NONE, BARBUF_REASON_ACS_REDIRECT, 0));
+    for _ in 0..2 {
+        let answer = engine.importer()?.attach(&buffer, 0);
+        ensure!(answer == Err(Errno::EREMOTEIO), "{answer:?}");
+    }
+    ensure_eq!(logged(edu, why)? - before, 1);
+    drop(redirecting);
+    ensure_eq!(ask()?, reachable);
+    engine.attached(&buffer)?.map(BIDIRECTIONAL)?;
     Ok(())
 }
 

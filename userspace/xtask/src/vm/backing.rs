@@ -18,8 +18,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::machine::{Backend, Device};
 use super::qmp::Qmp;
-use super::topology::{Backend, Device, LATENCY_NS};
+use super::topology::LATENCY_NS;
 
 /// How long a guest may take to let go of a device, before the time scale.
 const UNPLUG_WITHIN: Duration = Duration::from_secs(40);

@@ -14,6 +14,7 @@ mod initramfs;
 mod judge;
 mod kmods;
 mod ktap;
+mod machine;
 mod parts;
 mod plan;
 mod python;

@@ -1,24 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The machines that tests run on, as types, and how QEMU is told to build them.
+//! The machines that tests run on, as types. `machine.rs` builds them.
 //!
 //! Every device has an id that never changes and a slot that is known before the boot, so that a
-//! test can say `npu0` and find it wherever firmware and kernel put its bus. Devices are kept as
-//! the JSON that both `-device` and `device_add` take: what is plugged in again is the same.
+//! test can say `npu0` and find it wherever firmware and kernel put its bus.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use barbuf_guest::place::Place;
 use barbuf_guest::protocol as guest;
-use serde_json::{Value, json};
 
 use crate::kernel::Flavour;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// The slots of the root complex below this one are QEMU's own.
-const FIRST_ROOT_SLOT: usize = 3;
 /// How long the host lets pass before a drive that holds nothing answers.
 pub(crate) const LATENCY_NS: u64 = 10_000_000;
 /// What QEMU's default processor can address, less the room that everything else takes.
@@ -60,6 +55,8 @@ pub(crate) struct Npu {
 pub(crate) struct Edu {
     pub(crate) dma_mask: u64,
     pub(crate) behind_switch: bool,
+    /// A second function of the first NPU, below the same port.
+    pub(crate) beside_npu: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -179,7 +176,20 @@ impl Topology {
         self.edu = Some(Edu {
             dma_mask: u64::MAX,
             behind_switch,
+            beside_npu: false,
         });
+        self
+    }
+
+    /// The machine with edu in the port of the first NPU, which neither is then plugged out of.
+    fn with_edu_beside_npu(mut self) -> Self {
+        self = self.with_edu(false);
+        if let Some(edu) = &mut self.edu {
+            edu.beside_npu = true;
+        }
+        for npu in &mut self.npus {
+            npu.hotpluggable = false;
+        }
         self
     }
 }
@@ -225,6 +235,9 @@ pub(crate) fn presets() -> Vec<Topology> {
     .with_nvme(64, false, false)
     .with_npu(32 * GIB, false)
     .with_edu(false);
+    let one_port = Topology::new("one-port", "NPU and edu below one root port, which has ACS")
+        .with_npu(4 * GIB, false)
+        .with_edu_beside_npu();
     let small_npu = Topology::new("small-npu", "NPUs of 1 GiB, 2 MiB and 1 MiB")
         .with_npu(GIB, true)
         .with_npu(2 * MIB, true)
@@ -268,6 +281,7 @@ pub(crate) fn presets() -> Vec<Topology> {
         no_route,
         iommu,
         iommu_root_ports,
+        one_port,
         small_npu,
         icount,
         icount_root_ports,
@@ -289,119 +303,7 @@ pub(crate) fn find(name: &str) -> Result<Topology> {
     }
 }
 
-/// A device that tests use.
-#[derive(Clone, Debug)]
-pub(crate) struct Device {
-    pub(crate) guest: guest::Device,
-    /// What `-device` and `device_add` take.
-    pub(crate) json: Value,
-    pub(crate) backend: Backend,
-}
-
-/// Where a device's contents are kept outside of the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
-    None,
-    /// Memory that host and guest share.
-    Memory {
-        id: String,
-        bytes: u64,
-        /// The guest's alone.
-        sparse: bool,
-    },
-    Disk {
-        id: String,
-        mib: u32,
-        ext4: bool,
-        files: Option<PathBuf>,
-    },
-    /// Zeros, and what is written is lost.
-    Zeros {
-        id: String,
-        mib: u32,
-    },
-}
-
-/// A topology with every slot assigned.
-#[derive(Clone, Debug)]
-pub(crate) struct Machine {
-    /// Bridges, from the root down, as JSON for `-device`.
-    pub(crate) bridges: Vec<Value>,
-    pub(crate) devices: Vec<Device>,
-}
-
-/// The free ports of a machine that is being laid out.
-#[derive(Default)]
-struct Layout {
-    bridges: Vec<Value>,
-    switch_slot: Option<String>,
-    downstream_ports: usize,
-    root_ports: usize,
-}
-
 impl Topology {
-    /// Gives every device its port.
-    pub(crate) fn machine(&self) -> Machine {
-        let mut layout = Layout::default();
-        let mut devices = Vec::new();
-        for (index, nvme) in self.nvme.iter().enumerate() {
-            let id = format!("nvme{index}");
-            let disk = format!("{id}-disk");
-            let backend = match nvme.empty {
-                true => Backend::Zeros {
-                    id: disk,
-                    mib: nvme.disk_mib,
-                },
-                false => Backend::Disk {
-                    id: disk,
-                    mib: nvme.disk_mib,
-                    ext4: nvme.ext4,
-                    files: nvme.files.clone(),
-                },
-            };
-            let mut json = json!({
-                "driver": "nvme",
-                "drive": format!("{id}-disk"),
-                "serial": id,
-            });
-            if nvme.cmb_mib > 0 {
-                json["cmb_size_mb"] = nvme.cmb_mib.into();
-            }
-            let kind = guest::DeviceKind::Nvme {
-                cmb_mib: nvme.cmb_mib,
-                ext4: nvme.ext4,
-            };
-            devices.push(layout.device(id, kind, nvme.behind_switch, true, json, backend));
-        }
-        for (index, npu) in self.npus.iter().enumerate() {
-            let id = format!("npu{index}");
-            let memory = format!("{id}-memory");
-            let json = json!({ "driver": "ivshmem-plain", "memdev": memory });
-            let backend = Backend::Memory {
-                id: memory,
-                bytes: npu.bar_bytes,
-                sparse: npu.sparse,
-            };
-            let kind = guest::DeviceKind::Npu {
-                bar_bytes: npu.bar_bytes,
-            };
-            let hotpluggable = npu.hotpluggable;
-            devices.push(layout.device(id, kind, npu.behind_switch, hotpluggable, json, backend));
-        }
-        if let Some(edu) = &self.edu {
-            let json = json!({ "driver": "edu", "dma_mask": edu.dma_mask });
-            let kind = guest::DeviceKind::Edu {
-                dma_mask: edu.dma_mask,
-            };
-            let none = Backend::None;
-            devices.push(layout.device("edu0".into(), kind, edu.behind_switch, true, json, none));
-        }
-        Machine {
-            bridges: layout.bridges,
-            devices,
-        }
-    }
-
     /// What the guest is told.
     pub(crate) fn for_guest(&self) -> guest::Topology {
         guest::Topology {
@@ -436,82 +338,6 @@ impl Topology {
     }
 }
 
-impl Layout {
-    fn device(
-        &mut self,
-        id: String,
-        kind: guest::DeviceKind,
-        behind_switch: bool,
-        hotpluggable: bool,
-        mut json: Value,
-        backend: Backend,
-    ) -> Device {
-        let (bus, mut place) = if behind_switch {
-            self.downstream_port(&id)
-        } else {
-            self.root_port(&format!("port-{id}"))
-        };
-        place.push("00.0".into());
-        json["id"] = id.clone().into();
-        json["bus"] = bus.into();
-        let switch = behind_switch.then(|| "switch".to_owned());
-        let guest = guest::Device {
-            id,
-            place: Place(place),
-            hotpluggable,
-            switch,
-            kind,
-        };
-        Device {
-            guest,
-            json,
-            backend,
-        }
-    }
-
-    /// A root port, and where it is.
-    fn root_port(&mut self, id: &str) -> (String, Vec<String>) {
-        let slot = FIRST_ROOT_SLOT + self.root_ports;
-        self.root_ports += 1;
-        self.bridges.push(json!({
-            "driver": "pcie-root-port",
-            "id": id,
-            "addr": format!("{slot:x}.0"),
-            // Chassis and slot name the port in the guest: they must differ.
-            "chassis": slot,
-            "slot": slot,
-        }));
-        (id.into(), vec![format!("{slot:02x}.0")])
-    }
-
-    /// A port of the switch, which is made when its first port is asked for.
-    fn downstream_port(&mut self, device: &str) -> (String, Vec<String>) {
-        let root = match &self.switch_slot {
-            Some(slot) => slot.clone(),
-            None => {
-                let (bus, place) = self.root_port("port-switch");
-                self.bridges
-                    .push(json!({ "driver": "x3130-upstream", "id": "switch", "bus": bus }));
-                let slot = place.concat();
-                self.switch_slot = Some(slot.clone());
-                slot
-            }
-        };
-        let slot = self.downstream_ports;
-        self.downstream_ports += 1;
-        let id = format!("port-{device}");
-        self.bridges.push(json!({
-            "driver": "xio3130-downstream",
-            "id": id,
-            "bus": "switch",
-            "addr": format!("{slot:x}.0"),
-            "chassis": 100 + slot,
-            "slot": 100 + slot,
-        }));
-        (id, vec![root, "00.0".into(), format!("{slot:02x}.0")])
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -527,62 +353,6 @@ mod tests {
             error.contains("no topology nonsense") && error.contains("npu-cmb"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn npu_cmb_is_below_one_switch() {
-        let machine = find("npu-cmb").unwrap().machine();
-        let places: Vec<String> = machine
-            .devices
-            .iter()
-            .map(|device| device.guest.place.to_string())
-            .collect();
-        assert_eq!(
-            places,
-            [
-                "03.0/00.0/00.0/00.0",
-                "03.0/00.0/01.0/00.0",
-                "03.0/00.0/02.0/00.0",
-                "03.0/00.0/03.0/00.0"
-            ]
-        );
-        assert!(
-            machine
-                .devices
-                .iter()
-                .all(|device| device.guest.switch.is_some())
-        );
-        assert_eq!(machine.bridges.len(), 2 + 4);
-    }
-
-    #[test]
-    fn without_a_switch_each_device_has_a_root_port() {
-        let machine = find("two-root-ports").unwrap().machine();
-        let places: Vec<String> = machine
-            .devices
-            .iter()
-            .map(|device| device.guest.place.to_string())
-            .collect();
-        assert_eq!(places, ["03.0/00.0", "04.0/00.0", "05.0/00.0"]);
-    }
-
-    #[test]
-    fn no_two_ports_share_a_name() {
-        for topology in presets() {
-            let bridges = topology.machine().bridges;
-            let key = |bridge: &Value, name: &str| bridge[name].to_string();
-            for name in ["id", "chassis"] {
-                let mut keys: Vec<String> = bridges
-                    .iter()
-                    .filter(|bridge| bridge.get(name).is_some())
-                    .map(|bridge| key(bridge, name))
-                    .collect();
-                let count = keys.len();
-                keys.sort();
-                keys.dedup();
-                assert_eq!(keys.len(), count, "{} in {}", name, topology.name);
-            }
-        }
     }
 
     #[test]
