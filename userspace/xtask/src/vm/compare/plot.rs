@@ -374,14 +374,15 @@ fn labels(
             RIGHT + 14.0,
             RIGHT + 18.0,
             label + 4.0,
-            series.path.trim_start_matches("barbuf "),
+            series.path,
             (plot.unit)(value)
         );
     }
 }
 
-/// A tick's text without digits behind the point.
+/// A tick's text without digits behind the point, and in the unit of its neighbours.
 fn round(text: &str) -> String {
+    let text = text.replace("1,000 ns", "1 µs");
     text.replace(".00", "").replace(".0", "")
 }
 
@@ -449,13 +450,26 @@ mod tests {
         assert_eq!(svg.matches("<polyline").count(), 3);
         for text in [
             "base sysfs 4K, 2 GiB",
-            "page 1G, 1 MiB",
-            "pfn 1G, 0",
+            "barbuf page 1G, 1 MiB",
+            "barbuf pfn 1G, 0",
             "prefers-color-scheme:dark",
         ] {
             assert!(svg.contains(text), "{text} is missing in {svg}");
         }
         assert_eq!(title_of(svg), PLOTS[0].title);
+    }
+
+    #[test]
+    fn ticks_of_one_axis_have_one_notation() {
+        let ticks: Vec<_> = PLOTS[1]
+            .steps
+            .iter()
+            .map(|step| round(&table::time(*step)))
+            .collect();
+        let wanted = [
+            "1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s",
+        ];
+        assert_eq!(ticks, wanted);
     }
 
     #[test]
