@@ -156,3 +156,51 @@ fn calls_in(trace: &str, functions: usize) -> Vec<(u64, u64)> {
     }
     calls
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel writes it, with two functions of ours, another one's event, and what is no event.
+    const TRACE: &str = "\
+# tracer: nop
+#
+# entries-in-buffer/entries-written: 9/9   #P:1
+#
+#                                _-----=> irqs-off/BH-disabled
+#           TASK-PID     CPU#  |||||     TIMESTAMP  FUNCTION
+#              | |         |   |||||        |         |
+           suite-91      [000] .....   7000000100: in0: (pin_user_pages_fast+0x4/0x60)
+           suite-91      [000] .....   7000000120: in1: (__bio_release_pages+0x4/0x2b0)
+           suite-91      [000] ...1.   7000000150: out1: (bio_release+0x1c/0x40 <- __bio_release_pages)
+           suite-91      [000] .....   7000000500: out0: (iov_iter_extract+0x1/0x2 <- pin_user_pages_fast)
+           suite-91      [000] .....   7000000600: in10: (another+0x4/0x60)
+           suite-91      [000] .....   7000000900: out10: (another+0x4/0x60 <- x)
+    kworker/0:1-23      [000] d..2.   7000001000: in1: (__bio_release_pages+0x4/0x2b0)
+    kworker/0:1-23      [000] d..2.   7000001007: out1: (bio_endio+0x1c/0x40 <- __bio_release_pages)
+";
+
+    #[test]
+    fn calls_are_paired_and_added_up() {
+        assert_eq!(calls_in(TRACE, 2), [(1, 400), (2, 37)]);
+        assert_eq!(calls_in(TRACE, 3), [(1, 400), (2, 37), (0, 0)]);
+        assert_eq!(calls_in("", 1), [(0, 0)]);
+    }
+
+    #[test]
+    fn half_a_call_is_none() {
+        let lines: Vec<_> = TRACE.lines().collect();
+        let (first, last) = lines.split_at(lines.len() - 1);
+        // The trace ends inside of a call, or begins there.
+        assert_eq!(calls_in(&first.join("\n"), 2), [(1, 400), (1, 30)]);
+        assert_eq!(calls_in(&last.join("\n"), 2), [(0, 0), (0, 0)]);
+    }
+
+    #[test]
+    fn names_of_tasks_may_look_like_anything() {
+        let line = "a 12: b-91 [000] ..... 7000000100: in0: (f+0x4/0x60)";
+        assert_eq!(event(line), Some((7_000_000_100, "in0")));
+        assert_eq!(event("# tracer: nop"), None);
+        assert_eq!(event("suite-91 [000] ..... 7000000100: "), None);
+    }
+}
