@@ -22,7 +22,7 @@ use crate::{
             DmaBuf, //
         },
         eventfd::EventFd,
-        fault::Folio,
+        fault::Leaves,
         gate::Gate,
         memtype::{
             IoMapping,
@@ -88,12 +88,15 @@ pub(crate) enum Memory {
 }
 
 impl Memory {
-    /// The folio that begins at `physical`; `None` without struct pages.
-    pub(crate) fn folio(&self, physical: u64) -> Option<&Folio> {
+    /// What mappings show of `count` pages from `physical` on, which lie in one range; `None` where that is not there.
+    pub(crate) fn leaves(&self, physical: u64, count: u64) -> Option<Leaves<'_>> {
         match self {
-            Memory::Frames(_) | Memory::Pool(_) => None,
-            Memory::Folios(holds) => holds.iter().find_map(|hold| hold.folio(physical)),
-            Memory::PoolPages(pages) => pages.folio(physical),
+            Memory::Frames(_) | Memory::Pool(_) => Some(Leaves::Frames(physical)),
+            Memory::Folios(holds) => {
+                let folios = holds.iter().find_map(|hold| hold.folios(physical, count));
+                folios.map(Leaves::Folios)
+            }
+            Memory::PoolPages(pages) => pages.folios(physical, count).map(Leaves::Folios),
         }
     }
 

@@ -30,7 +30,6 @@ use crate::{
     ext::{
         fault::{
             Fault,
-            Leaf,
             Outcome, //
         },
         gate::Shut,
@@ -161,25 +160,24 @@ impl Mapping {
         let Some(around) = self.around(fault) else {
             return Outcome::FALLBACK;
         };
-        let leaf = |distance: u64| {
-            let physical = around.first_pa.wrapping_add(distance);
-            if self.folios {
-                live.memory.folio(physical).map(Leaf::Folio)
-            } else {
-                Some(Leaf::Frame(physical))
-            }
+        let Some(leaves) = live.memory.leaves(around.first_pa, around.count) else {
+            return Outcome::SIGBUS;
         };
-        let (outcome, leaves) = fault.fill(&around, buffer.provider.settings.fault_around, leaf);
+        let around_too = buffer.provider.settings.fault_around;
+        let (outcome, entries) = fault.fill(&around, around_too, leaves);
         if !outcome.is_done() {
             return outcome;
         }
         buffer.counters.faults.add(1);
-        buffer.counters.leaves(fault.order()).add(i64::from(leaves));
+        buffer
+            .counters
+            .leaves(fault.order())
+            .add(i64::from(entries));
         trace::fault(
             buffer.id(),
             fault.address().wrapping_sub(self.origin),
             fault.order(),
-            leaves,
+            entries,
             outcome.bits(),
         );
         outcome

@@ -23,8 +23,7 @@ use core::marker::PhantomData;
 use kernel::{
     bindings,
     ffi::c_ulong,
-    mm::virt::VmaRef,
-    types::Opaque, //
+    mm::virt::VmaRef, //
 };
 
 /// What a fault handler answers.
@@ -48,34 +47,55 @@ impl Outcome {
     }
 }
 
-/// What is put into a page table entry.
+/// What stands behind pages that lie one behind another.
 #[derive(Clone, Copy)]
-pub(crate) enum Leaf<'a> {
-    /// The page frame at this physical address, without a struct page.
-    Frame(u64),
-    /// A folio.
-    Folio(&'a Folio),
+pub(crate) enum Leaves<'a> {
+    /// Page frames without struct pages, the first of them at this physical address.
+    Frames(u64),
+    /// Folios.
+    Folios(Folios<'a>),
 }
 
-/// A folio of device memory.
+/// Folios of device memory that lie one behind another.
 ///
 /// # Invariants
 ///
-/// Points to a folio of a live pagemap on which somebody holds a reference for as long as this reference lives.
-#[repr(transparent)]
-pub(crate) struct Folio(Opaque<bindings::folio>);
+/// `first` is the first of `count` folios of this order, all of one live pagemap and one behind another in memory.
+/// Somebody holds a reference to each of them for all of `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct Folios<'a> {
+    first: *mut bindings::folio,
+    count: u64,
+    order: PageOrder,
+    _held: PhantomData<&'a bindings::folio>,
+}
 
-impl Folio {
+impl Folios<'_> {
     /// # Safety
     ///
-    /// The folio must be alive, with a reference held, for all of `'a`.
-    pub(super) unsafe fn from_raw<'a>(folio: *mut bindings::folio) -> &'a Self {
-        // SAFETY: The type is transparent, and the caller keeps the invariant.
-        unsafe { &*folio.cast() }
+    /// The caller keeps the type's invariant.
+    pub(super) unsafe fn from_raw(
+        first: *mut bindings::folio,
+        count: u64,
+        order: PageOrder,
+    ) -> Self {
+        Self {
+            first,
+            count,
+            order,
+            _held: PhantomData,
+        }
     }
 
-    fn as_ptr(&self) -> *mut bindings::folio {
-        self.0.get()
+    /// Folio `index`, which is less than `count`.
+    ///
+    /// Device memory has its struct pages in one array (`ZONE_DEVICE` needs `SPARSEMEM_VMEMMAP`), so that this is a step
+    /// and no search.
+    fn at(self, index: u64) -> *mut bindings::folio {
+        let page = self.first.cast::<bindings::page>();
+        // CAST: Struct pages fit into memory.
+        page.wrapping_add((index << self.order.order()) as usize)
+            .cast()
     }
 }
 
@@ -133,49 +153,117 @@ impl Fault<'_> {
 
     /// Puts the pages of `around` in place: the fault's own, and with `neighbours` all the others.
     ///
-    /// `leaf` says what stands so many bytes behind the first of them. Entries that are there
-    /// already stay, except that a write fault makes its own page writable.
+    /// `leaves` begins with what stands behind the first of them. Entries that are there already stay, except that a
+    /// write fault makes its own page writable.
     ///
     /// Returns what became of the fault's own page, and how many entries were put in place.
-    pub(crate) fn fill<'l>(
+    pub(crate) fn fill(
         &self,
         around: &Around,
         neighbours: bool,
-        leaf: impl Fn(u64) -> Option<Leaf<'l>>,
+        leaves: Leaves<'_>,
     ) -> (Outcome, u32) {
+        let enough = match leaves {
+            Leaves::Frames(_) => true,
+            Leaves::Folios(folios) => folios.order == self.order && folios.count >= around.count,
+        };
+        if !enough {
+            return (Outcome::SIGBUS, 0);
+        }
         let shift = self.order.shift();
+        let pfn = |first: u64, index: u64| {
+            (first.wrapping_add(index << shift) >> PageOrder::Page4K.shift()) as c_ulong
+        };
+        // What all six calls below rely on: `each` passes a fault whose address and entry are those of page `index`, which
+        // is less than the count, lies in the VMA, and has its entry in the table of the fault's own. PFNMAP is set exactly
+        // when the driver inserts frames, and the mapping is shared: `NewVma::attach`. There are folios for all pages, of
+        // their size, and they are alive by their invariant.
+        match (self.order, leaves) {
+            (PageOrder::Pud, Leaves::Frames(pa)) => {
+                self.each(around, neighbours, |vmf, index, _| {
+                    // SAFETY: As above.
+                    unsafe { bindings::vmf_insert_pfn_pud(vmf, pfn(pa, index), false) }
+                })
+            }
+            (PageOrder::Pud, Leaves::Folios(folios)) => {
+                self.each(around, neighbours, |vmf, index, write| {
+                    // SAFETY: As above.
+                    unsafe { bindings::vmf_insert_folio_pud(vmf, folios.at(index), write) }
+                })
+            }
+            (PageOrder::Pmd, Leaves::Frames(pa)) => {
+                self.each(around, neighbours, |vmf, index, _| {
+                    // SAFETY: As above.
+                    unsafe { bindings::vmf_insert_pfn_pmd(vmf, pfn(pa, index), false) }
+                })
+            }
+            (PageOrder::Pmd, Leaves::Folios(folios)) => {
+                self.each(around, neighbours, |vmf, index, write| {
+                    // SAFETY: As above.
+                    unsafe { bindings::vmf_insert_folio_pmd(vmf, folios.at(index), write) }
+                })
+            }
+            (PageOrder::Page4K, Leaves::Frames(pa)) => {
+                self.each(around, neighbours, |vmf, index, _| {
+                    let bindings::vm_fault__bindgen_ty_1 { vma, address, .. } =
+                        vmf.__bindgen_anon_1;
+                    // SAFETY: As above.
+                    unsafe { bindings::vmf_insert_pfn(vma, address, pfn(pa, index)) }
+                })
+            }
+            (PageOrder::Page4K, Leaves::Folios(folios)) => {
+                self.each(around, neighbours, |vmf, index, write| {
+                    let page = folios.at(index).cast();
+                    // SAFETY: As above.
+                    unsafe { bindings::vmf_insert_page_mkwrite(vmf, page, write) }
+                })
+            }
+        }
+    }
+
+    /// Calls `put` for the fault's own page, and with `neighbours` for all others of `around` that are not there yet:
+    /// with the fault as it would be for that page, with which page it is, and whether to make it writable.
+    ///
+    /// Calls it for nothing unless `around` is right.
+    fn each(
+        &self,
+        around: &Around,
+        neighbours: bool,
+        put: impl Fn(&mut bindings::vm_fault, u64, bool) -> bindings::vm_fault_t,
+    ) -> (Outcome, u32) {
         if !self.reaches(around) {
             return (Outcome::SIGBUS, 0);
         }
         // SAFETY: The fault is valid. A copy of it is what the C functions take for a neighbour.
         let mut vmf = unsafe { *self.vmf };
-        let (pud, pmd) = (vmf.pud, vmf.pmd);
-        let mut put = |index: u64, leaf: Leaf<'_>| {
-            let own = index == around.index;
-            // CAST: Both are below 512.
-            let steps = (index as isize).wrapping_sub(around.index as isize);
-            let va = around.first_va.wrapping_add(index << shift) as c_ulong;
-            vmf.__bindgen_anon_1.address = va;
-            vmf.__bindgen_anon_1.real_address = va;
-            vmf.pud = pud.wrapping_offset(steps);
-            vmf.pmd = pmd.wrapping_offset(steps);
-            // SAFETY: `reaches` has checked that the page lies in the VMA, and its entry in the
-            // table that the fault's own entry is in.
-            unsafe { self.put(&mut vmf, leaf, own) }
-        };
-
-        let Some(own) = leaf(around.index << shift) else {
-            return (Outcome::SIGBUS, 0);
-        };
-        let outcome = put(around.index, own);
+        let outcome = Outcome(put(&mut vmf, around.index, self.is_write()));
         if !outcome.is_done() || !neighbours {
             return (outcome, u32::from(outcome.is_done()));
         }
+        // CAST: Less than 512.
+        let before = around.index as usize;
+        vmf.pud = vmf.pud.wrapping_sub(before);
+        vmf.pmd = vmf.pmd.wrapping_sub(before);
+        vmf.__bindgen_anon_1.address = around.first_va as c_ulong;
         let mut entries = 1u32;
-        for index in (0..around.count).filter(|index| *index != around.index) {
-            if leaf(index << shift).is_some_and(|leaf| put(index, leaf).is_done()) {
-                entries = entries.wrapping_add(1);
+        for index in 0..around.count {
+            // Neighbours that are there already stay as they are. The look is racy, the insertion that follows is not.
+            // None is made writable: the kernel would compare what may be a table with our page.
+            let taken = match self.order {
+                // SAFETY: Points into the table of the fault's own entry, by `reaches`.
+                PageOrder::Pud => unsafe { (*vmf.pud).pud != 0 },
+                // SAFETY: As above.
+                PageOrder::Pmd => unsafe { (*vmf.pmd).pmd != 0 },
+                PageOrder::Page4K => false,
+            };
+            if index != around.index && !taken {
+                let done = Outcome(put(&mut vmf, index, false)).is_done();
+                entries = entries.wrapping_add(u32::from(done));
             }
+            vmf.pud = vmf.pud.wrapping_add(1);
+            vmf.pmd = vmf.pmd.wrapping_add(1);
+            let address = vmf.__bindgen_anon_1.address as u64;
+            vmf.__bindgen_anon_1.address = address.wrapping_add(self.order.size()) as c_ulong;
         }
         (outcome, entries)
     }
@@ -205,63 +293,6 @@ impl Fault<'_> {
                 .zip(pages)
                 .is_some_and(|(range, pages)| range.encloses(pages))
     }
-
-    /// Puts one entry in place; `own` says whether it is the fault's own.
-    ///
-    /// # Safety
-    ///
-    /// `vmf` must be the fault, or a copy whose address and whose `pud` or `pmd`, for the order of
-    /// the fault, were moved by as many pages as entries, within one table and within the VMA.
-    unsafe fn put(&self, vmf: &mut bindings::vm_fault, leaf: Leaf<'_>, own: bool) -> Outcome {
-        // Neighbours that are there already stay as they are. The look is racy, the insertion that
-        // follows is not.
-        let entry = match self.order {
-            _ if own => 0,
-            // SAFETY: Points to an entry, by the caller's promise.
-            PageOrder::Pud => unsafe { (*vmf.pud).pud },
-            // SAFETY: As above.
-            PageOrder::Pmd => unsafe { (*vmf.pmd).pmd },
-            PageOrder::Page4K => 0,
-        };
-        if entry != 0 {
-            return Outcome::FALLBACK;
-        }
-        // Only the faulting entry is known to hold nothing or this very page: a write flag on a
-        // neighbour would make the kernel compare what may be a table with our page.
-        let write = own && self.is_write();
-        let vma = vmf.__bindgen_anon_1.vma;
-        let address = vmf.__bindgen_anon_1.address;
-
-        // SAFETY: The entry and the address are right by the caller's promise. PFNMAP is set exactly
-        // when the driver inserts frames, and the mapping is shared: `NewVma::attach`. Folios are
-        // alive by their invariant.
-        Outcome(unsafe {
-            match (self.order, leaf) {
-                (PageOrder::Pud, Leaf::Frame(pa)) => {
-                    bindings::vmf_insert_pfn_pud(vmf, pfn(pa), false)
-                }
-                (PageOrder::Pud, Leaf::Folio(folio)) => {
-                    bindings::vmf_insert_folio_pud(vmf, folio.as_ptr(), write)
-                }
-                (PageOrder::Pmd, Leaf::Frame(pa)) => {
-                    bindings::vmf_insert_pfn_pmd(vmf, pfn(pa), false)
-                }
-                (PageOrder::Pmd, Leaf::Folio(folio)) => {
-                    bindings::vmf_insert_folio_pmd(vmf, folio.as_ptr(), write)
-                }
-                (PageOrder::Page4K, Leaf::Frame(pa)) => {
-                    bindings::vmf_insert_pfn(vma, address, pfn(pa))
-                }
-                (PageOrder::Page4K, Leaf::Folio(folio)) => {
-                    bindings::vmf_insert_page_mkwrite(vmf, folio.as_ptr().cast(), write)
-                }
-            }
-        })
-    }
-}
-
-fn pfn(pa: u64) -> c_ulong {
-    (pa >> PageOrder::Page4K.shift()) as c_ulong
 }
 
 /// Whether page tables of this machine can hold entries of this order.

@@ -9,7 +9,7 @@
 
 use super::{
     access,
-    fault::Folio,
+    fault::Folios,
     pci::Function,
     shim, //
 };
@@ -228,14 +228,16 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// The folio that begins at `physical`.
-    pub(crate) fn folio(&self, physical: u64) -> Option<&Folio> {
-        let inside = self.start <= physical && physical < self.end;
-        if !inside || !self.map.order.is_aligned(physical) {
+    /// The folios from `physical` on, that many; `None` unless all are held.
+    pub(crate) fn folios(&self, physical: u64, count: u64) -> Option<Folios<'_>> {
+        let order = self.map.order;
+        let wanted = Range::new(physical, count.checked_mul(order.size())?).ok()?;
+        let held = Range::between(self.start, self.end)?;
+        if !order.is_aligned(physical) || !held.encloses(wanted) {
             return None;
         }
-        // SAFETY: A reference to it is held for as long as `self` lives.
-        Some(unsafe { Folio::from_raw(self.map.folio(physical)) })
+        // SAFETY: They lie in one map, whose order they have, and a reference to each is held as long as `self` lives.
+        Some(unsafe { Folios::from_raw(self.map.folio(physical), count, order) })
     }
 
     /// The size of its folios.

@@ -9,7 +9,7 @@
 
 use super::{
     access,
-    fault::Folio,
+    fault::Folios,
     pci::Function,
     shim, //
 };
@@ -247,14 +247,15 @@ impl PoolPages {
         })
     }
 
-    /// The folio at `physical`.
-    pub(crate) fn folio(&self, physical: u64) -> Option<&Folio> {
-        let ours = self.range.physical().ok()?;
-        if !ours.contains(physical) || !PageOrder::Page4K.is_aligned(physical) {
+    /// The pages from `physical` on, that many; `None` unless all are of this range.
+    pub(crate) fn folios(&self, physical: u64, count: u64) -> Option<Folios<'_>> {
+        let order = PageOrder::Page4K;
+        let wanted = Range::new(physical, count.checked_mul(order.size())?).ok()?;
+        if !order.is_aligned(physical) || !self.range.physical().ok()?.encloses(wanted) {
             return None;
         }
-        // SAFETY: A reference to it is held for as long as `self` lives.
-        Some(unsafe { Folio::from_raw(self.range.folio(physical)) })
+        // SAFETY: They lie in one pagemap, and a reference to each is held as long as `self` lives.
+        Some(unsafe { Folios::from_raw(self.range.folio(physical), count, order) })
     }
 }
 
