@@ -25,9 +25,13 @@ use crate::{
         range::Range, //
     }, //
 };
+use core::mem;
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        Arc,
+        MutexGuard, //
+    }, //
 };
 
 /// What is taken of a region.
@@ -46,52 +50,44 @@ pub(super) struct Taken {
 }
 
 impl Provider {
-    /// The struct pages of a region, made now if there are none of that size.
+    /// Makes the struct pages of a region those that a claim on these `terms` wants, if it wants others.
+    ///
+    /// Without `inner`: memory hotplug takes locks of its own for that, inside of which others wait for
+    /// `mmap_lock`.
     ///
     /// # Errors
     ///
     /// `EBUSY` when page-backed buffers, or pins on their pages, of another size exist, or buffers
     /// with write combining: struct pages reserve the uncached mode for the whole region.
-    fn map_for(
+    fn change_pages(
         &self,
-        taken: &mut Taken,
+        index: u32,
         region: &Region,
-        order: PageOrder,
-    ) -> Result<Arc<PageMap>> {
-        if let Some(map) = &taken.map {
-            if map.order() == order {
-                return Ok(map.clone());
-            }
-            if taken.any(Backing::Page) {
-                return Err(EBUSY);
-            }
-        }
-        if taken
-            .claims
-            .iter()
-            .any(|claim| claim.cache == Cache::WriteCombining)
+        terms: &Terms,
+        changing: &MutexGuard<'_, ()>,
+    ) -> Result {
+        let exchange = |map: Option<Arc<PageMap>>| -> Result<Option<Arc<PageMap>>> {
+            let mut inner = self.inner.lock();
+            let taken = inner.taken.get_mut(index as usize).ok_or(EINVAL)?;
+            Ok(mem::replace(&mut taken.map, map))
+        };
         {
-            return Err(EBUSY);
+            let mut inner = self.inner.lock();
+            let taken = inner.taken.get_mut(index as usize).ok_or(EINVAL)?;
+            taken.purge(region);
+            if !taken.wants_others(terms)? {
+                return Ok(());
+            }
         }
-        // The old map goes first: two at the same addresses are not possible.
-        taken.map = None;
-        let layout = self.layout.ok_or(EOPNOTSUPP)?;
-        let map = PageMap::new(layout, &self.function, region.bar, region.physical, order)?;
-        taken.map = Some(map.clone());
-        Ok(map)
-    }
-
-    /// Whether a claim on these terms will want other struct pages than there are.
-    fn changes_pages(&self, index: u32, terms: &Terms) -> bool {
-        let inner = self.inner.lock();
-        let map = inner
-            .taken
-            .get(index as usize)
-            .and_then(|taken| taken.map.as_ref());
-        match terms.pages {
-            Some(order) => map.is_none_or(|map| map.order() != order),
-            None => map.is_some(),
+        let _out = self.keep_frames_out(index, changing);
+        // The old ones go first: two at the same addresses are not possible.
+        drop(exchange(None)?);
+        if let Some(order) = terms.pages {
+            let layout = self.layout.ok_or(EOPNOTSUPP)?;
+            let map = PageMap::new(layout, &self.function, region.bar, region.physical, order)?;
+            exchange(Some(map))?;
         }
+        Ok(())
     }
 
     /// Claims bytes of region `index` for a new owner: `ranges`, or `len` bytes wherever there is
@@ -109,13 +105,13 @@ impl Provider {
         terms: Terms,
     ) -> Result<(Reservation, Few<Range>, Option<Arc<PageMap>>)> {
         let region = self.regions.get(index as usize).ok_or(EINVAL)?;
+        if let Place::Fixed(ranges) = &place {
+            terms.check_whole(region, ranges)?;
+        }
         let pages = self.hold_pages(&terms);
-        let _out = match &pages {
-            Some(pages) if self.changes_pages(index, &terms) => {
-                Some(self.keep_frames_out(index, pages))
-            }
-            _ => None,
-        };
+        if let Some(pages) = &pages {
+            self.change_pages(index, region, &terms, pages)?;
+        }
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let owner = inner.next_owner;
@@ -143,15 +139,7 @@ impl Provider {
                 Few::One(Range::new(start, len).map_err(errno)?)
             }
         };
-        if let Some(pages) = terms.pages {
-            let whole = |range: &Range| {
-                let start = region.physical.start().wrapping_add(range.start());
-                pages.is_aligned(start | range.len())
-            };
-            if !ranges.iter().all(whole) {
-                return Err(EINVAL);
-            }
-        }
+        terms.check_whole(region, &ranges)?;
 
         let mut starts = Few::None;
         for range in ranges.iter() {
@@ -169,12 +157,8 @@ impl Provider {
                 return Err(EBUSY);
             }
         }
-        if terms.cache == Cache::WriteCombining && !taken.any(Backing::Page) {
-            // Struct pages reserve the uncached mode for the whole region.
-            taken.map = None;
-        }
         let map = match terms.pages {
-            Some(order) => Some(self.map_for(taken, region, order)?),
+            Some(_) => Some(taken.map.clone().ok_or(EBUSY)?),
             None => None,
         };
         for range in ranges.iter() {
@@ -264,6 +248,22 @@ impl Taken {
         self.map.take()
     }
 
+    /// Whether a claim on these terms needs other struct pages, or none: see [`Provider::change_pages`].
+    fn wants_others(&self, terms: &Terms) -> Result<bool> {
+        let Some(order) = terms.pages else {
+            let excluded = terms.cache == Cache::WriteCombining;
+            return Ok(excluded && self.map.is_some() && !self.any(Backing::Page));
+        };
+        if self.map.as_ref().is_some_and(|map| map.order() == order) {
+            return Ok(false);
+        }
+        let combined = |claim: &Claim| claim.cache == Cache::WriteCombining;
+        if self.any(Backing::Page) || self.claims.iter().any(combined) {
+            return Err(EBUSY);
+        }
+        Ok(true)
+    }
+
     /// Whether a claim has this backing.
     fn any(&self, backing: Backing) -> bool {
         self.claims.iter().any(|claim| claim.backing == backing)
@@ -328,6 +328,18 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// Whether the ranges are made of whole struct pages.
+    fn check_whole(&self, region: &Region, ranges: &Few<Range>) -> Result {
+        let whole = |pages: PageOrder, range: &Range| {
+            let start = region.physical.start().wrapping_add(range.start());
+            pages.is_aligned(start | range.len())
+        };
+        match self.pages {
+            Some(pages) if !ranges.iter().all(|range| whole(pages, range)) => Err(EINVAL),
+            _ => Ok(()),
+        }
+    }
+
     fn claim(&self, range: Range, owner: u64) -> Claim {
         Claim {
             range,
