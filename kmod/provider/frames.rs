@@ -12,10 +12,7 @@ use super::{
     Provider, //
 };
 use crate::pure::mode::Cache;
-use kernel::{
-    prelude::*,
-    sync::MutexGuard, //
-};
+use kernel::sync::MutexGuard;
 
 /// While this exists, no frame of a region is mapped, and the region's struct pages may change.
 pub(super) struct FramesOut<'a> {
