@@ -6,11 +6,14 @@
 //! The report of the comparison names these. Should one of these tests fail, the patches have got
 //! better than what they are to show.
 
+use std::fs::OpenOptions;
+
 use barbuf_guest::sysfs;
 
 use crate::kit::map::Room;
 use crate::kit::p2pmem::{P2pmem, Variant};
 use crate::kit::pattern::word;
+use crate::kit::pci::Function;
 use crate::kit::prelude::*;
 use crate::kit::process::Child;
 use crate::p2pmem::{BASE, registered};
@@ -37,6 +40,10 @@ pub(crate) const SUITE: Suite = Suite {
                 "sysrq: Trigger a crash",
             ])
             .panics(),
+        test!(a_drives_memory_has_small_pages).kernels(BASE),
+        test!(a_drives_memory_has_the_pages_that_nvme_is_told)
+            .kernels(BASE)
+            .on(&["compound-cmb"]),
     ],
 };
 
@@ -153,4 +160,45 @@ fn mremap_loses_memory_for_good(ctx: &Ctx) -> Result<()> {
     .join()?;
     ensure_eq!(memory.available()?, free - 2 * GIB);
     throw_away(memory)
+}
+
+/// `nvme.cmb_devmap_align` is off unless somebody asks for it.
+fn a_drives_memory_has_small_pages(ctx: &Ctx) -> Result<()> {
+    drive_with_pages(ctx, PAGE)
+}
+
+/// With it, user space gets whole pages of 2 MiB, and so do the driver's queues.
+fn a_drives_memory_has_the_pages_that_nvme_is_told(ctx: &Ctx) -> Result<()> {
+    drive_with_pages(ctx, 2 * MIB)
+}
+
+/// Whether the CMB of a drive comes in pages of this size.
+fn drive_with_pages(ctx: &Ctx, page: u64) -> Result<()> {
+    let told = sysfs::read("/sys/module/nvme/parameters/cmb_devmap_align")?;
+    ensure_eq!(told.trim().parse(), Ok(page));
+    let dir = Function::of(ctx.nvme(0)?)?.dir().join("p2pmem");
+    let available = || -> Result<u64> { Ok(sysfs::read(dir.join("available"))?.trim().parse()?) };
+    let before = available()?;
+    ensure!(before >= 2 * MIB && before % page == 0, "{before:#x} free");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(dir.join("allocate"))?;
+    let map = |len| Mapping::of(&file, 0, Window::new(0, len), READ_WRITE, Place::Congruent);
+    if page > PAGE {
+        ensure_eq!(map(PAGE).map(drop), Err(Errno::EINVAL));
+    }
+    let whole = map(2 * MIB)?;
+    ensure_eq!(available()?, before - 2 * MIB);
+    let pages = || (0..2 * MIB).step_by(PAGE as usize);
+    for at in pages() {
+        ensure_eq!(whole.store(at, word(8, at)), Ok(()));
+    }
+    for at in pages() {
+        ensure_eq!(whole.load(at), Ok(word(8, at)));
+    }
+    // A part of a page cannot go.
+    let part = whole.room.unmap(MIB, PAGE);
+    ensure_eq!(part.is_ok(), page == PAGE);
+    Ok(())
 }

@@ -517,7 +517,7 @@ impl Parts {
             topology,
             kernel: &self.kernel.image,
             initramfs,
-            parameters: self.kernel_parameters().into(),
+            parameters: [self.kernel_parameters(), topology.parameters].join(" "),
             memory_mib: self.memory_mib(topology),
         }
     }

@@ -225,9 +225,10 @@ impl Guest<'_> {
         if self.topology.icount {
             line += " nokaslr norandmaps";
         }
-        if !self.parameters.is_empty() {
+        let parameters = self.parameters.trim();
+        if !parameters.is_empty() {
             line += " ";
-            line += &self.parameters;
+            line += parameters;
         }
         line
     }

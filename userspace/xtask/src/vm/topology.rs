@@ -77,6 +77,8 @@ pub(crate) struct Topology {
     pub(crate) icount: bool,
     /// A screen, for pictures of it.
     pub(crate) display: bool,
+    /// Parameters of the kernel, for drivers that are built in.
+    pub(crate) parameters: &'static str,
 }
 
 impl Topology {
@@ -94,6 +96,7 @@ impl Topology {
             passthrough: false,
             icount: false,
             display: false,
+            parameters: "",
         }
     }
 
@@ -274,6 +277,12 @@ pub(crate) fn presets() -> Vec<Topology> {
     .with_nvme(0, false, false)
     .with_sparse_npus(&[1, 2, 4, 8, 16, 32, 128])
     .with_edu(true);
+    let compound_cmb = Topology {
+        // 2 MiB.
+        parameters: "nvme.cmb_devmap_align=2097152",
+        ..Topology::new("compound-cmb", "a drive whose CMB has pages of 2 MiB")
+    }
+    .with_nvme(64, false, false);
     vec![
         minimal,
         npu_cmb,
@@ -286,6 +295,7 @@ pub(crate) fn presets() -> Vec<Topology> {
         icount,
         icount_root_ports,
         compare,
+        compound_cmb,
     ]
 }
 
