@@ -4,7 +4,8 @@
 //!
 //! A fault enters the buffer's gate. If the gate is closed, the answer is SIGBUS. Otherwise it puts
 //! a leaf of exactly the size that the kernel asks for in place, or asks it to try a smaller one,
-//! and then fills the neighbours in the same page table.
+//! and then fills the neighbours in the same page table. A fault with bare frames also enters the provider's
+//! gate for those, which is suspended while struct pages come or go: `provider/frames.rs`.
 //!
 //! If the gate is suspended, because the device is being reset, the fault waits. It waits outside of
 //! the gate, which suspending and closing wait for, and, where the kernel lets faults be retried,

@@ -50,19 +50,22 @@ pub(super) struct Taken {
 }
 
 impl Provider {
-    /// Makes the struct pages of a region those that a claim on these `terms` wants, if it wants others.
+    /// Makes the struct pages of a region those that a claim on these `terms` wants, if it wants others
+    /// and there is room for it.
     ///
     /// Without `inner`: memory hotplug takes locks of its own for that, inside of which others wait for
     /// `mmap_lock`.
     ///
     /// # Errors
     ///
-    /// `EBUSY` when page-backed buffers, or pins on their pages, of another size exist, or buffers
-    /// with write combining: struct pages reserve the uncached mode for the whole region.
+    /// Those of [`Taken::room`]; `EBUSY` when page-backed buffers, or pins on their pages, of another
+    /// size exist, or buffers with write combining: struct pages reserve the uncached mode for the
+    /// whole region.
     fn change_pages(
         &self,
         index: u32,
         region: &Region,
+        place: &Place,
         terms: &Terms,
         changing: &MutexGuard<'_, ()>,
     ) -> Result {
@@ -74,7 +77,7 @@ impl Provider {
         {
             let mut inner = self.inner.lock();
             let taken = inner.taken.get_mut(index as usize).ok_or(EINVAL)?;
-            taken.purge(region);
+            taken.room(region, place, terms)?;
             if !taken.wants_others(terms)? {
                 return Ok(());
             }
@@ -105,41 +108,20 @@ impl Provider {
         terms: Terms,
     ) -> Result<(Reservation, Few<Range>, Option<Arc<PageMap>>)> {
         let region = self.regions.get(index as usize).ok_or(EINVAL)?;
-        if let Place::Fixed(ranges) = &place {
-            terms.check_whole(region, ranges)?;
-        }
         let pages = self.hold_pages(&terms);
         if let Some(pages) = &pages {
-            self.change_pages(index, region, &terms, pages)?;
+            self.change_pages(index, region, &place, &terms, pages)?;
         }
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let owner = inner.next_owner;
         let taken = inner.taken.get_mut(index as usize).ok_or(EINVAL)?;
-        taken.purge(region);
-        taken.floor.rise(&taken.claims);
-
-        let ranges = match place {
-            Place::Fixed(ranges) => ranges,
-            Place::Any(len) => {
-                let space = Space {
-                    claims: &taken.claims,
-                    reserved: &[],
-                    len: region.physical.len(),
-                    phys_base: region.physical.start(),
-                    floor: taken.floor,
-                };
-                // Whole pages of that size have to fit, or the largest that do.
-                let exact = [terms.pages.unwrap_or(PageOrder::Page4K)];
-                let preference = match terms.pages {
-                    Some(_) => &exact[..],
-                    None => alloc::preferences(len),
-                };
-                let start = alloc::find(&space, len, preference).map_err(errno)?;
-                Few::One(Range::new(start, len).map_err(errno)?)
-            }
+        let found = taken.room(region, &place, &terms)?;
+        let ranges = match (place, found) {
+            (Place::Fixed(ranges), _) => ranges,
+            (Place::Any(_), Some(range)) => Few::One(range),
+            (Place::Any(_), None) => return Err(ENOSPC),
         };
-        terms.check_whole(region, &ranges)?;
 
         let mut starts = Few::None;
         for range in ranges.iter() {
@@ -150,13 +132,6 @@ impl Provider {
         let most = taken.claims.len().saturating_add(ranges.len());
         let spare = most.saturating_sub(taken.draining.len());
         taken.draining.reserve(spare, GFP_KERNEL_ACCOUNT)?;
-        for range in ranges.iter() {
-            let others = taken.floor.in_reach(&taken.claims, range.start());
-            alloc::check_fixed(others, &[], &terms.claim(*range, owner)).map_err(errno)?;
-            if terms.fresh && !alloc::is_free(others, *range) {
-                return Err(EBUSY);
-            }
-        }
         let map = match terms.pages {
             Some(_) => Some(taken.map.clone().ok_or(EBUSY)?),
             None => None,
@@ -204,7 +179,8 @@ impl Provider {
             return 0;
         };
         if region.facts.pool {
-            return self.function.free_p2pmem();
+            // Of all of its pieces, which may be more than this one.
+            return self.function.free_p2pmem().min(region.physical.len());
         }
         let mut inner = self.inner.lock();
         let Some(taken) = inner.taken.get_mut(index) else {
@@ -246,6 +222,61 @@ impl Taken {
     /// The struct pages, which go when this is dropped.
     pub(super) fn take_map(&mut self) -> Option<Arc<PageMap>> {
         self.map.take()
+    }
+
+    /// Sees whether there is room for a claim on these terms; for one of any place, says where.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`, `ENOSPC`; `EINVAL` when the place is not made of whole struct pages
+    fn room(&mut self, region: &Region, place: &Place, terms: &Terms) -> Result<Option<Range>> {
+        self.purge(region);
+        self.floor.rise(&self.claims);
+        match place {
+            Place::Fixed(ranges) => {
+                for range in ranges.iter() {
+                    self.check(region, *range, terms)?;
+                }
+                Ok(None)
+            }
+            Place::Any(len) => {
+                let space = Space {
+                    claims: &self.claims,
+                    reserved: &[],
+                    len: region.physical.len(),
+                    phys_base: region.physical.start(),
+                    floor: self.floor,
+                };
+                // Whole pages of that size have to fit, or the largest that do.
+                let exact = [terms.pages.unwrap_or(PageOrder::Page4K)];
+                let preference = match terms.pages {
+                    Some(_) => &exact[..],
+                    None => alloc::preferences(*len),
+                };
+                let start = alloc::find(&space, *len, preference).map_err(errno)?;
+                let range = Range::new(start, *len).map_err(errno)?;
+                self.check(region, range, terms)?;
+                Ok(Some(range))
+            }
+        }
+    }
+
+    /// Whether a claim on these terms can have the range.
+    fn check(&self, region: &Region, range: Range, terms: &Terms) -> Result {
+        let start = region.physical.start().wrapping_add(range.start());
+        if terms
+            .pages
+            .is_some_and(|pages| !pages.is_aligned(start | range.len()))
+        {
+            return Err(EINVAL);
+        }
+        let others = self.floor.in_reach(&self.claims, range.start());
+        // Whose it is does not matter here.
+        alloc::check_fixed(others, &[], &terms.claim(range, 0)).map_err(errno)?;
+        if terms.fresh && !alloc::is_free(others, range) {
+            return Err(EBUSY);
+        }
+        Ok(())
     }
 
     /// Whether a claim on these terms needs other struct pages, or none: see [`Provider::change_pages`].
@@ -328,18 +359,6 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// Whether the ranges are made of whole struct pages.
-    fn check_whole(&self, region: &Region, ranges: &Few<Range>) -> Result {
-        let whole = |pages: PageOrder, range: &Range| {
-            let start = region.physical.start().wrapping_add(range.start());
-            pages.is_aligned(start | range.len())
-        };
-        match self.pages {
-            Some(pages) if !ranges.iter().all(|range| whole(pages, range)) => Err(EINVAL),
-            _ => Ok(()),
-        }
-    }
-
     fn claim(&self, range: Range, owner: u64) -> Claim {
         Claim {
             range,

@@ -24,6 +24,7 @@ pub(crate) const SUITE: Suite = Suite {
         test!(exclusive_and_shared),
         test!(bytes_come_back_last),
         test!(struct_pages_go_with_the_provider).timeout(60),
+        test!(a_refused_export_makes_no_struct_pages),
     ],
 };
 
@@ -406,4 +407,27 @@ fn struct_pages_go_with_the_provider(ctx: &Ctx) -> Result<()> {
     wait_until("all struct pages gone", || {
         struct_page_bytes().is_ok_and(|now| now == before)
     })
+}
+
+/// An export with page backing for which there is no room changes nothing: no struct pages are made, and
+/// what is mapped as frames stays.
+fn a_refused_export_makes_no_struct_pages(ctx: &Ctx) -> Result<()> {
+    let provider = Provider::bind(ctx.npu(0)?)?;
+    let node = &provider.node;
+    let all = node.export(&Export::any(main_region(&node.info()?)?.length))?;
+    let map = Mapping::new(&all, Window::new(0, GIB), READ_WRITE, Place::Congruent)?;
+    let state = || -> Result<(u64, u64)> {
+        ensure!(map.load(0).is_ok());
+        Ok((struct_page_bytes()?, node.query(&all)?.raw.out_faults))
+    };
+    let before = state()?;
+    for (wanted, errno) in [
+        (Export::any(GIB).page(), Errno::ENOSPC),
+        (Export::at(GIB, GIB).page(), Errno::EBUSY),
+        (Export::at(GIB, GIB).page().shared(), Errno::EBUSY),
+    ] {
+        ensure_eq!(node.export(&wanted).map(drop), Err(errno));
+        ensure_eq!(state()?, before);
+    }
+    Ok(())
 }
