@@ -26,6 +26,11 @@ module_param(second, ulong, 0644);
 MODULE_PARM_DESC(second,
 		 "bytes of another piece, from the middle of the BAR (default: 0)");
 
+static bool lenient;
+module_param(lenient, bool, 0644);
+MODULE_PARM_DESC(lenient,
+		 "bind also if the piece at the start cannot be p2pmem, as nvme does (default: N)");
+
 static ulong align = PAGE_SIZE;
 module_param(align, ulong, 0644);
 MODULE_PARM_DESC(align,
@@ -64,6 +69,10 @@ static int p2pmem_npu_probe(struct pci_dev *pdev,
 	if (ret)
 		return ret;
 	ret = add_p2pmem(pdev, size, 0);
+	if (ret && lenient) {
+		pci_info(pdev, "no p2pmem at the start of BAR %u: %d\n", bar, ret);
+		ret = 0;
+	}
 	if (!ret && second)
 		ret = add_p2pmem(pdev, second, pci_resource_len(pdev, bar) / 2);
 	if (ret)

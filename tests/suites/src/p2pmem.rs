@@ -3,12 +3,15 @@
 //! The other design, compound pages for p2pmem in sysfs: that its variants do what they are
 //! compared for. compound-sysfs/README.md says what they are; what S cannot do is in `posted`.
 
+use std::fs::File;
+
 use barbuf_guest::sysfs;
 
 use crate::kit::drive::{Aligned, block_device, open_direct, read_into, write_from};
 use crate::kit::map::Room;
-use crate::kit::p2pmem::{P2pmem, Variant};
+use crate::kit::p2pmem::{DRIVER, P2pmem, Variant};
 use crate::kit::pattern::{self, word};
+use crate::kit::pci::{Function, Lent};
 use crate::kit::prelude::*;
 use crate::kit::process::{Child, minor_faults};
 use crate::kit::touch;
@@ -22,6 +25,16 @@ pub(crate) const SUITE: Suite = Suite {
         test!(all_of_the_memory).kernels(BASE).timeout(120),
         test!(transfers).kernels(BASE).timeout(120),
         test!(removal_with_live_mappings).kernels(BASE).timeout(120),
+        test!(refused_memory_leaves_nothing)
+            .kernels(BASE)
+            .timeout(60)
+            .console(&[
+                "WARNING: mm/memory_hotplug.c",
+                "WARNING: arch/x86/mm/init_64.c",
+            ]),
+        test!(a_refused_mapping_keeps_no_memory)
+            .kernels(BASE)
+            .timeout(60),
         test!(pages_fit_the_mapping).kernels(BASE).timeout(60),
         test!(smaller_pages_where_larger_ones_are_gone)
             .kernels(BASE)
@@ -153,6 +166,41 @@ fn removal_with_live_mappings(ctx: &Ctx) -> Result<()> {
         ensure_eq!(map.load(8), Err(Fault::bus(map.at(8))));
         drop(map);
     }
+    Ok(())
+}
+
+/// The memmap comes in sections, of which 1 MiB is none. The driver stays all the same: its removal
+/// finds no half of a registration, and a next attempt is free to choose another alignment.
+fn refused_memory_leaves_nothing(ctx: &Ctx) -> Result<()> {
+    let bound = |second: u64| {
+        let pieces = format!("align=0 size={MIB} lenient=1 second={second}");
+        ctx.modules().load(DRIVER, &pieces)?;
+        Lent::to(Function::of(ctx.npu(0)?)?, DRIVER)
+    };
+    let nothing = bound(0)?;
+    let dir = nothing.function().dir().join("p2pmem");
+    let allocate = File::open(dir.join("allocate"));
+    nothing.function().unbind()?;
+    ensure!(allocate.is_err(), "{} was there", dir.display());
+    drop(nothing);
+
+    // The largest alignment of the one is 4 KiB, of the other 1 GiB.
+    let _second = bound(GIB)?;
+    ensure_eq!(sysfs::read(dir.join("size"))?, GIB.to_string());
+    let answer = sysfs::write(dir.join("max_page_size"), "4096");
+    ensure!(answer.is_err(), "the alignment is 4 KiB");
+    Ok(())
+}
+
+/// One open file has mappings of one kind. Memory for another is allocated before that is known.
+fn a_refused_mapping_keeps_no_memory(ctx: &Ctx) -> Result<()> {
+    let memory = registered(ctx, Variant::Base)?;
+    let limit = memory.function().dir().join("p2pmem/max_page_size");
+    let _small = memory.map(PAGE)?;
+    let free = memory.available()?;
+    sysfs::write(limit, &GIB.to_string())?;
+    ensure_eq!(memory.map(GIB).err(), Some(Errno::EINVAL));
+    ensure_eq!(memory.available()?, free);
     Ok(())
 }
 
