@@ -10,7 +10,7 @@ use std::fs;
 use nix::mount::{MsFlags, mount, umount};
 
 use crate::export::main_region;
-use crate::import::logged;
+use crate::kit::klog::logged;
 use crate::kit::node::Info;
 use crate::kit::prelude::*;
 

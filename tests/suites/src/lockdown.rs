@@ -5,7 +5,7 @@
 
 use nix::mount::{MsFlags, mount};
 
-use crate::import::logged;
+use crate::kit::klog::logged;
 use crate::kit::prelude::*;
 
 use barbuf_guest::sysfs;

@@ -3,11 +3,11 @@
 //! Taking buffers back from importing devices: who is told, and who is waited for.
 
 use crate::export::main_region;
-use crate::import::logged;
 use crate::kit::importer::{
     BIDIRECTIONAL, ENGINE, Engine, FROM_DEVICE, NO_INVALIDATE, NO_PEER2PEER, PIN, REMAP, STATIC,
     monotonic_ns,
 };
+use crate::kit::klog::logged;
 use crate::kit::pattern;
 use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::adopt::the_drive_is_back;
 use crate::hardware::Deaf;
-use crate::import::logged;
+use crate::kit::klog::logged;
 use crate::kit::pattern::word;
 use crate::kit::pci::{Function, wait_until};
 use crate::kit::prelude::*;

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use crate::export::main_region;
-use crate::import::logged;
 use crate::kit::importer::{BIDIRECTIONAL, Engine};
+use crate::kit::klog::logged;
 use crate::kit::pci::Function;
 use crate::kit::prelude::*;
 

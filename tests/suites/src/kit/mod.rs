@@ -11,6 +11,7 @@ pub(crate) mod command;
 pub(crate) mod dax;
 pub(crate) mod drive;
 pub(crate) mod importer;
+pub(crate) mod klog;
 pub(crate) mod ledger;
 pub(crate) mod map;
 pub(crate) mod node;
