@@ -56,29 +56,23 @@ void barbuf_helper_vma_set_cache(struct vm_area_struct *vma, bool wc)
 				 pgprot_noncached(prot);
 }
 
-/*
- * Who reserves write combining for addresses that somebody has uncached gets
- * that instead, and is not told.  A mapping shows what it is.
- */
 int barbuf_helper_check_wc(phys_addr_t phys)
 {
+	int ret = 0;
 #ifdef CONFIG_X86
 	pgprotval_t wanted = pgprot_val(pgprot_writecombine(PAGE_KERNEL));
 	void __iomem *page = ioremap_wc(phys, PAGE_SIZE);
 	unsigned int level;
 	pte_t *pte;
-	int ret = -EBUSY;
 
 	if (!page)
 		return -ENOMEM;
 	pte = lookup_address((unsigned long)page, &level);
-	if (pte && !((pte_flags(*pte) ^ wanted) & _PAGE_CACHE_MASK))
-		ret = 0;
+	if (!pte || (pte_flags(*pte) ^ wanted) & _PAGE_CACHE_MASK)
+		ret = -EBUSY;
 	iounmap(page);
-	return ret;
-#else
-	return 0;
 #endif
+	return ret;
 }
 
 void barbuf_helper_release_fault_lock(struct vm_fault *vmf)

@@ -36,7 +36,11 @@ bool barbuf_helper_has_pud_leaf(void);
 void barbuf_helper_vma_set_cache(struct vm_area_struct *vma, bool wc);
 void barbuf_helper_vma_start_write(struct vm_area_struct *vma);
 
-/* Whether the page at @phys, for which WC is reserved, is mapped so: EBUSY. */
+/*
+ * Who reserves write combining for addresses that somebody has uncached gets
+ * that instead, and is not told.  A mapping of the page at @phys shows which:
+ * -EBUSY if it is not write combining.
+ */
 int barbuf_helper_check_wc(phys_addr_t phys);
 
 /* The lock that a fault handler was called with; VM_FAULT_RETRY comes next. */
