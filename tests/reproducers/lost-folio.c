@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * A leaf of 1 GiB that maps a folio keeps its reference when it is unmapped,
- * and a look at smaps splits it, unless its VMA is DAX or PFNMAP.
+ * A leaf of 1 GiB that maps a folio keeps its reference when it is unmapped
+ * from a VM_MIXEDMAP VMA; and a look at smaps splits it, which loses the
+ * reference in any VMA that is not DAX.
  *
- * zap_huge_pud() and __split_huge_pud_locked() put the folio of DAX mappings
- * only; the page walk behind smaps splits every leaf of 1 GiB that is not
- * PFNMAP. A device with such a folio can never be removed.
+ * zap_huge_pud() takes what VM_MIXEDMAP VMAs map for memory without folios,
+ * unless they are DAX. __split_huge_pud_locked() puts the folios of DAX VMAs
+ * only; the page walk behind smaps calls it for every leaf of 1 GiB that is
+ * not PFNMAP. A device with such a folio can never be removed.
  *
  * usage: lost-folio	(tests/kmod/unprotected.ko loaded)
  */
