@@ -10,12 +10,10 @@ use nix::libc;
 
 /// How often each quantity is measured.
 pub const RUNS: usize = 20;
-/// How often if one run takes longer than [`Clock::long`].
+/// How often if one run takes longer than [`LONG_NS`].
 pub const FEW_RUNS: usize = 3;
 /// One second.
 pub const LONG_NS: u64 = 1_000_000_000;
-/// The same where instructions are counted: a tenth, because they hardly vary and are slow to emulate.
-pub const LONG_INSTRUCTIONS: u64 = LONG_NS / 10;
 
 /// A source of nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,19 +48,11 @@ impl Clock {
         (self.now() - start, value)
     }
 
-    /// From when on a run is a long one.
-    pub fn long(self) -> u64 {
-        match self {
-            Clock::Instructions => LONG_INSTRUCTIONS,
-            Clock::Wall => LONG_NS,
-        }
-    }
-
-    /// Calls something [`RUNS`] times, or [`FEW_RUNS`] times if the first call takes longer than [`Clock::long`].
+    /// Calls something [`RUNS`] times, or [`FEW_RUNS`] times if the first call takes longer than [`LONG_NS`].
     pub fn repeat(self, mut run: impl FnMut() -> Result<()>) -> Result<()> {
         let (first, result) = self.time(&mut run);
         result?;
-        let runs = if first > self.long() { FEW_RUNS } else { RUNS };
+        let runs = if first > LONG_NS { FEW_RUNS } else { RUNS };
         (1..runs).try_for_each(|_| run())
     }
 }

@@ -21,6 +21,8 @@ pub enum Metric {
     PageTables,
     /// Making the device's memory available: binding the driver, and what else must happen once.
     Register,
+    /// Getting a buffer once there are struct pages, where that is a call of its own.
+    Export,
     Mmap,
     /// A byte of every leaf, for the first time.
     Touch,
@@ -28,6 +30,8 @@ pub enum Metric {
     /// The same bytes again.
     Retouch,
     Munmap,
+    /// Giving the buffer back.
+    Close,
     /// fork(2) until the child has touched every leaf.
     ForkTouch,
     /// Sending the descriptor until another process has mapped it and touched every leaf.
@@ -72,15 +76,17 @@ pub enum Unit {
 
 impl Metric {
     /// In the order of columns.
-    pub const ALL: [Metric; 22] = [
+    pub const ALL: [Metric; 24] = [
         Metric::StructPages,
         Metric::PageTables,
         Metric::Register,
+        Metric::Export,
         Metric::Mmap,
         Metric::Touch,
         Metric::MmapTouch,
         Metric::Retouch,
         Metric::Munmap,
+        Metric::Close,
         Metric::ForkTouch,
         Metric::SendMapTouch,
         Metric::Direct4kProcessor,
@@ -123,11 +129,13 @@ impl Metric {
             Metric::StructPages => "struct pages",
             Metric::PageTables => "page tables",
             Metric::Register => "register",
+            Metric::Export => "export",
             Metric::Mmap => "mmap",
             Metric::Touch => "first touch",
             Metric::MmapTouch => "mmap+touch",
             Metric::Retouch => "2nd touch",
             Metric::Munmap => "munmap",
+            Metric::Close => "close",
             Metric::ForkTouch => "fork+touch",
             Metric::SendMapTouch => "send+map",
             Metric::Direct4kProcessor => "4K O_DIRECT cpu",

@@ -9,10 +9,11 @@ use barbuf_measure::clock::Clock;
 use barbuf_measure::mapping::{Anchor, life};
 use barbuf_measure::memory::struct_page_bytes;
 use barbuf_measure::report::{Measurement, Metric};
+use barbuf_measure::table::bytes;
 use barbuf_measure::{direct, process};
 
 use super::TOPOLOGIES;
-use super::paths::{How, Memory, OF_CMB, PATHS, Path, region, size};
+use super::paths::{How, Memory, PATHS, Path, region, size};
 use crate::kit::drive::{Aligned, block_device, open_direct, read_into};
 use crate::kit::importer::Engine;
 use crate::kit::prelude::*;
@@ -47,14 +48,13 @@ pub(crate) const TESTS: &[Test] = &[
     path_test("host-memory", host_memory),
 ];
 
-/// With pages of 4 KiB, time grows with the size, and would grow beyond all else: these sizes are mapped, and the
-/// others are registered only.
-const MAPPED_4K: [u64; 4] = [OF_CMB, GIB, 8 * GIB, 32 * GIB];
+/// With pages of 4 KiB, time grows with the size, and would grow beyond all else: what is larger is registered only.
+const MOST_MAPPED_4K: u64 = 32 * GIB;
 
-/// Where everything is measured, and not only what a mapping of one process costs. With pages of 4 KiB the rest grows
-/// with the size as that does, and would take longer than all other paths together.
+/// Where everything is measured, and not only what a mapping costs its process and a child. With pages of 4 KiB the rest
+/// grows with the size as that does, and would take longer than all other paths together.
 fn is_measured_fully(path: &Path, size: u64) -> bool {
-    size <= GIB || size == 32 * GIB && path.leaf > PAGE
+    size <= GIB || path.leaf > PAGE
 }
 
 fn is_cmb(device: &Device) -> bool {
@@ -66,7 +66,7 @@ fn measure<const PATH: usize>(ctx: &Ctx) -> Result<()> {
         return ctx.skip("guest time does not count instructions on this machine");
     }
     let path = &PATHS[PATH];
-    path.prepare(ctx)?;
+    let _mm = path.prepare(ctx)?;
     let is_drive = |device: &&Device| device.id == DRIVE;
     let drive = ctx.topology().devices.iter().find(is_drive);
     let drive = drive
@@ -125,15 +125,19 @@ impl Subject<'_> {
             }
         }
         self.registration()?;
-        if self.path.leaf == PAGE && !MAPPED_4K.contains(&size(self.device)) {
+        if self.path.leaf == PAGE && size(self.device) > MOST_MAPPED_4K {
             return Ok(());
         }
         let memory = self.register()?;
         self.life(&memory)?;
+        if fully || size(self.device) == MOST_MAPPED_4K {
+            self.child(&memory)?;
+        }
         if fully {
-            self.processes(&memory)?;
+            self.another_process(&memory)?;
             self.attachment(&memory)?;
             drop(memory);
+            self.allocation()?;
             self.revocation()?;
             self.removal()?;
         }
@@ -146,20 +150,15 @@ impl Subject<'_> {
             return Ok(());
         }
         let (mut times, mut pages) = (Vec::new(), Vec::new());
-        let memory = self.register()?;
-        // What else there was to do, loading the driver for one, belongs to the test.
-        let driver = memory
-            .driver()
-            .map(|(function, name)| (function.clone(), name));
-        let mut memory = Some(memory);
-        if let Some((function, _)) = &driver {
+        // What else there is to do, loading the driver for one, belongs to the test.
+        let ready = self.path.ready(self.ctx, self.device)?;
+        let driver = ready.driver();
+        if let Some((function, _)) = driver {
             function.unbind()?;
-        } else {
-            memory = None;
         }
         let without = struct_page_bytes()?;
         CLOCK.repeat(|| {
-            let took = if let Some((function, name)) = &driver {
+            let took = if let Some((function, name)) = driver {
                 let (took, bound) = CLOCK.time(|| function.bind(name));
                 bound?;
                 pages.push(struct_page_bytes()? - without);
@@ -179,7 +178,7 @@ impl Subject<'_> {
             );
             Ok(())
         })?;
-        drop(memory);
+        drop(ready);
         self.tell(Metric::Register, times)?;
         self.tell(Metric::StructPages, pages)
     }
@@ -204,15 +203,23 @@ impl Subject<'_> {
         Ok(())
     }
 
-    fn processes(&self, memory: &Memory) -> Result<()> {
+    fn child(&self, memory: &Memory) -> Result<()> {
         match process::fork_touch(CLOCK, &memory.target()) {
-            Ok(samples) => self.tell(Metric::ForkTouch, samples)?,
+            Ok(samples) => self.tell(Metric::ForkTouch, samples),
             // The verdicts say so too.
             Err(error) if error.to_string().contains("SIGBUS") => {
-                self.ctx.say(format!("{}, fork: {error:#}", self.path.name));
+                self.ctx.say(format!(
+                    "{}, {}, fork: {error:#}",
+                    self.path.name,
+                    bytes(size(self.device))
+                ));
+                Ok(())
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
+    }
+
+    fn another_process(&self, memory: &Memory) -> Result<()> {
         if memory.can_be_passed_on() {
             let samples = process::send_map_touch(CLOCK, &memory.target())?;
             self.tell(Metric::SendMapTouch, samples)?;
@@ -273,6 +280,26 @@ impl Subject<'_> {
         }
         self.tell(Metric::AttachMap, times)?;
         self.tell(Metric::SgEntries, entries)
+    }
+
+    /// BARBUF_EXPORT and close(2): what all that is mapped through sysfs has in mmap and munmap.
+    fn allocation(&self) -> Result<()> {
+        let How::Barbuf(backing) = self.path.how else {
+            return Ok(());
+        };
+        let (provider, wanted) = self.path.provider(self.device, backing)?;
+        // Only the first makes the struct pages.
+        drop(provider.node.export(&wanted)?);
+        let (mut exports, mut closes) = (Vec::new(), Vec::new());
+        CLOCK.repeat(|| {
+            let (took, buffer) = CLOCK.time(|| provider.node.export(&wanted));
+            exports.push(took);
+            let buffer = buffer?;
+            closes.push(CLOCK.time(|| drop(buffer)).0);
+            Ok(())
+        })?;
+        self.tell(Metric::Export, exports)?;
+        self.tell(Metric::Close, closes)
     }
 
     /// BARBUF_REVOKE with everything mapped and touched.

@@ -10,10 +10,10 @@ use barbuf_guest::sysfs;
 use barbuf_measure::mapping::Target;
 
 use crate::kit::dax::{self, Dax};
-use crate::kit::p2pmem::{self, P2pmem, Variant};
+use crate::kit::p2pmem::{self, P2pmem, Repairs, Variant};
 use crate::kit::pci::Function;
 use crate::kit::prelude::*;
-use crate::kit::vfio::{DmaBufRequest, Vfio};
+use crate::kit::vfio::{Borrowed, DmaBufRequest, Vfio};
 
 /// A way to map the memory of a device.
 #[derive(Debug)]
@@ -75,6 +75,12 @@ pub(crate) fn region(device: &Device) -> &'static str {
     }
 }
 
+/// Bytes of the pages that the in-box driver makes of a CMB.
+fn page_of_cmb() -> u64 {
+    let told = sysfs::read("/sys/module/nvme/parameters/cmb_devmap_align");
+    told.ok().and_then(|text| text.parse().ok()).unwrap_or(PAGE)
+}
+
 /// How many bytes of a device are mapped.
 pub(crate) fn size(device: &Device) -> u64 {
     match device.kind {
@@ -110,12 +116,34 @@ enum Source {
     },
 }
 
+/// A device whose memory was available once, so that it can be made so again.
+#[derive(Debug)]
+pub(crate) enum Ready {
+    /// The driver can be unbound and bound while this is there.
+    Memory(Memory),
+    Vfio(Borrowed),
+    /// Everything is to be done again.
+    Nothing,
+}
+
+impl Ready {
+    /// The function and its driver, where binding that is all there is to it.
+    pub(crate) fn driver(&self) -> Option<(&Function, &'static str)> {
+        match self {
+            Ready::Memory(memory) => memory.driver(),
+            Ready::Vfio(borrowed) => Some((&borrowed.function, "vfio-pci")),
+            Ready::Nothing => None,
+        }
+    }
+}
+
 /// What a kernel with compound-sysfs/ has and no other.
 const PATCHED: &str = "/sys/module/kernel/parameters/pud_repairs";
 
 impl Path {
-    /// Loads what [`Path::register`] needs, so that this is no part of its time.
-    pub(crate) fn prepare(&self, ctx: &Ctx) -> Result<()> {
+    /// Loads what [`Path::register`] needs, so that this is no part of its time. Until the answer is dropped mm is as
+    /// the path has it: as it is today for all but R.
+    pub(crate) fn prepare(&self, ctx: &Ctx) -> Result<Repairs> {
         match self.how {
             How::Vfio => {
                 ctx.modules().load("vfio_iommu_type1", "")?;
@@ -133,16 +161,19 @@ impl Path {
                 }
             }
         }
-        Ok(())
+        Repairs::set(matches!(self.how, How::Sysfs(variant) if variant.is_repaired()))
     }
 
     /// Whether the path can show this device's memory with its own page size.
     pub(crate) fn fits(&self, device: &Device) -> bool {
         match self.how {
+            // The drive's own driver has registered it, at boot. That of compound pages is a boot for S alone.
+            How::Sysfs(Variant::Posted { page }) if region(device) == "CMB" => {
+                page == page_of_cmb()
+            }
+            _ if page_of_cmb() > PAGE => false,
             // Whatever page fits is taken.
             How::Vfio => true,
-            // The drive's own driver has registered it, with pages of 4 KiB.
-            How::Sysfs(Variant::Posted { .. }) if region(device) == "CMB" => false,
             How::Barbuf(BARBUF_BACKING_PAGE) if region(device) == "CMB" => self.leaf == PAGE,
             // And not as a dax device.
             How::Dax if region(device) == "CMB" => false,
@@ -150,21 +181,34 @@ impl Path {
         }
     }
 
+    /// What registering again needs.
+    pub(crate) fn ready(&self, ctx: &Ctx, device: &Device) -> Result<Ready> {
+        if self.how == How::Vfio {
+            return Ok(Ready::Vfio(Borrowed::for_vfio(ctx, device)?));
+        }
+        let memory = self.register(ctx, device)?;
+        Ok(match self.how {
+            How::Barbuf(_) => Ready::Nothing,
+            _ => Ready::Memory(memory),
+        })
+    }
+
+    /// Whom to ask for a buffer of barbuf's, and what for.
+    pub(crate) fn provider(&self, device: &Device, backing: u32) -> Result<(Provider, Export)> {
+        let len = size(device);
+        let (provider, wanted) = match device.kind {
+            DeviceKind::Nvme { .. } => (Provider::adopt(device)?, Export::any(len)),
+            _ => (Provider::bind(device)?, Export::at(0, len)),
+        };
+        Ok((provider, wanted.backing(backing).leaf(self.leaf.ilog2())))
+    }
+
     /// Makes the memory of a device available.
     pub(crate) fn register(&self, ctx: &Ctx, device: &Device) -> Result<Memory> {
         let len = size(device);
         let source = match (self.how, &device.kind) {
-            (How::Barbuf(backing), DeviceKind::Nvme { .. }) => {
-                let provider = Provider::adopt(device)?;
-                let wanted = Export::any(len).backing(backing).leaf(self.leaf.ilog2());
-                Source::Barbuf {
-                    buffer: provider.node.export(&wanted)?,
-                    provider,
-                }
-            }
             (How::Barbuf(backing), _) => {
-                let provider = Provider::bind(device)?;
-                let wanted = Export::at(0, len).backing(backing).leaf(self.leaf.ilog2());
+                let (provider, wanted) = self.provider(device, backing)?;
                 Source::Barbuf {
                     buffer: provider.node.export(&wanted)?,
                     provider,
@@ -173,7 +217,7 @@ impl Path {
             (How::Sysfs(variant), DeviceKind::Nvme { .. }) => {
                 let dir = Function::of(device)?.dir().join("p2pmem");
                 let limit = dir.join("max_page_size");
-                if limit.exists() {
+                if limit.exists() && !matches!(variant, Variant::Posted { .. }) {
                     sysfs::write(&limit, &variant.page().to_string())?;
                 }
                 let path = dir.join("allocate");
@@ -233,8 +277,7 @@ impl Memory {
         })
     }
 
-    /// The function and its driver, where binding that is all there is to making the memory available.
-    pub(crate) fn driver(&self) -> Option<(&Function, &'static str)> {
+    fn driver(&self) -> Option<(&Function, &'static str)> {
         match &self.source {
             Source::Npu(p2pmem) => Some((p2pmem.function(), p2pmem::DRIVER)),
             Source::Dax(dax) => Some((dax.function(), dax::DRIVER)),

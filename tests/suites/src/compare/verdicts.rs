@@ -128,7 +128,7 @@ struct Subject<'a> {
 
 fn answer<const PATH: usize, const CALL: usize>(ctx: &Ctx) -> Result<()> {
     let (path, call) = (&PATHS[PATH], &CALLS[CALL]);
-    path.prepare(ctx)?;
+    let _mm = path.prepare(ctx)?;
     let say = |verdict: Verdict, detail: &str| -> Result<()> {
         let answer = Answer {
             path: path.name.into(),

@@ -59,6 +59,11 @@ impl Variant {
         }
     }
 
+    /// Whether the repairs in mm belong to it. S is as it was posted, and base is what is there now.
+    pub(crate) fn is_repaired(self) -> bool {
+        matches!(self, Variant::Reviewed { .. })
+    }
+
     /// What the memory is registered with.
     fn alignment(self) -> u64 {
         match self {
@@ -114,7 +119,7 @@ impl P2pmem {
             Variant::Base if !limit.exists() => (),
             _ => sysfs::write(&limit, &variant.page().to_string())?,
         }
-        let repairs = Repairs::set(!matches!(variant, Variant::Posted { .. }))?;
+        let repairs = Repairs::set(variant.is_repaired())?;
         let file = open(&dir)?;
         Ok(P2pmem {
             file,
@@ -163,10 +168,12 @@ fn open(dir: &Path) -> Result<File> {
 
 /// The machine-wide switch of the repairs, which is on again when this is dropped.
 #[derive(Debug)]
-struct Repairs;
+#[must_use]
+pub(crate) struct Repairs;
 
 impl Repairs {
-    fn set(on: bool) -> Result<Repairs> {
+    /// Only while nothing is mapped.
+    pub(crate) fn set(on: bool) -> Result<Repairs> {
         let repairs = Repairs;
         repair(on)?;
         Ok(repairs)

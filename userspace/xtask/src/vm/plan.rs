@@ -140,10 +140,10 @@ pub(super) fn full_name(test: &ListedTest) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn test(suite: &str, name: &str, topology: &str) -> ListedTest {
+    pub(in crate::vm) fn test(suite: &str, name: &str, topology: &str) -> ListedTest {
         ListedTest {
             suite: suite.into(),
             name: name.into(),

@@ -123,6 +123,12 @@ impl Topology {
         self
     }
 
+    /// The machine with drives whose CMB has pages of 2 MiB, on a kernel that can be told so.
+    pub(crate) fn with_compound_cmb(mut self) -> Self {
+        self.parameters = "nvme.cmb_devmap_align=2097152";
+        self
+    }
+
     /// The machine with these files on the drives that have a file system.
     pub(crate) fn with_files(mut self, dir: &Path) -> Self {
         for nvme in self.nvme.iter_mut().filter(|nvme| nvme.ext4) {
@@ -277,12 +283,9 @@ pub(crate) fn presets() -> Vec<Topology> {
     .with_nvme(0, false, false)
     .with_sparse_npus(&[1, 2, 4, 8, 16, 32, 128])
     .with_edu(true);
-    let compound_cmb = Topology {
-        // 2 MiB.
-        parameters: "nvme.cmb_devmap_align=2097152",
-        ..Topology::new("compound-cmb", "a drive whose CMB has pages of 2 MiB")
-    }
-    .with_nvme(64, false, false);
+    let compound_cmb = Topology::new("compound-cmb", "a drive whose CMB has pages of 2 MiB")
+        .with_nvme(64, false, false)
+        .with_compound_cmb();
     vec![
         minimal,
         npu_cmb,

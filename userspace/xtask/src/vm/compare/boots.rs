@@ -120,8 +120,9 @@ impl Machine<'_> {
         let step = self.ctx.ui.step(format!("measure, boot {name}"));
         let topology = self.topology.clone().with_icount();
         let topology = match share.drives {
-            true => topology.with_empty_drives(),
-            false => topology.without_drives(),
+            Drives::None => topology.without_drives(),
+            Drives::AsEver => topology.with_empty_drives(),
+            Drives::Compound => topology.with_empty_drives().with_compound_cmb(),
         };
         let dir = BootDir::create(self.ctx, name)?;
         let boot = Boot {
@@ -215,21 +216,37 @@ impl Machine<'_> {
 /// What one measuring boot measures.
 struct Share<'a> {
     tests: Vec<&'a ListedTest>,
-    /// File I/O and the memory of a drive; or else all that is to be had without them.
-    drives: bool,
+    drives: Drives,
 }
 
-/// The measuring boots. Paths whose time grows with the number of pages have two to themselves, so that two processors
-/// are busy; all others share one, S and barbuf's large pages among them. What needs a drive has one to itself, because a
-/// machine with drives is no two times the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drives {
+    /// There are none: all that is to be had without them.
+    None,
+    /// File I/O, and the memory of a drive.
+    AsEver,
+    /// The memory of a drive in compound pages, which its driver makes of it at boot or never.
+    Compound,
+}
+
+/// The measuring boots, the longest first. Each path with pages of 4 KiB and R, whose time grows with the number of
+/// pages, have one to themselves, so that two processors are busy to the end; all others share one, S and barbuf's large
+/// pages among them. What needs a drive has one to itself, because a machine with drives is no two times the same.
 fn shares(tests: &[ListedTest]) -> Vec<Share<'_>> {
-    let memory = tests.iter().filter(|test| test.name != HOST_MEMORY);
-    let (reviewed, rest): (Vec<_>, Vec<_>) = memory.partition(|test| test.name.starts_with("r-"));
-    let (small, large): (Vec<_>, Vec<_>) =
-        rest.into_iter().partition(|test| test.name.ends_with("4k"));
+    let (small, rest): (Vec<_>, Vec<_>) = tests
+        .iter()
+        .filter(|test| test.name != HOST_MEMORY)
+        .partition(|test| test.name.ends_with("4k"));
+    let (reviewed, large) = rest
+        .into_iter()
+        .partition(|test| test.name.starts_with("r-"));
+    let posted = tests.iter().filter(|test| test.name == "s-2m").collect();
+    let mut tests_of: Vec<_> = small.into_iter().rev().map(|test| vec![test]).collect();
+    tests_of.extend([reviewed, large]);
     let with = |drives| move |tests| Share { tests, drives };
-    let mut shares: Vec<_> = [small, reviewed, large].map(with(false)).into();
-    shares.push(with(true)(tests.iter().collect()));
+    let mut shares: Vec<_> = tests_of.into_iter().map(with(Drives::None)).collect();
+    shares.push(with(Drives::AsEver)(tests.iter().collect()));
+    shares.push(with(Drives::Compound)(posted));
     shares.retain(|share| !share.tests.is_empty());
     shares
 }
@@ -312,6 +329,26 @@ mod tests {
             verdict,
             detail: String::new(),
         }
+    }
+
+    #[test]
+    fn every_path_is_measured_with_drives_and_without() {
+        let names = ["base-sysfs-4k", "s-2m", "r-2m", "r-1g", HOST_MEMORY];
+        let tests = names.map(|name| plan::tests::test("compare", name, "compare"));
+        let shares = shares(&tests);
+        let mut found: Vec<(Drives, Vec<&str>)> = shares
+            .iter()
+            .map(|share| {
+                let names = share.tests.iter().map(|test| test.name.as_str());
+                (share.drives, names.collect())
+            })
+            .collect();
+        assert_eq!(found.pop(), Some((Drives::Compound, vec!["s-2m"])));
+        assert_eq!(found.pop(), Some((Drives::AsEver, names.to_vec())));
+        assert!(found.iter().all(|(drives, _)| *drives == Drives::None));
+        let mut alone: Vec<&str> = found.into_iter().flat_map(|(_, names)| names).collect();
+        alone.sort_unstable();
+        assert_eq!(alone, ["base-sysfs-4k", "r-1g", "r-2m", "s-2m"]);
     }
 
     #[test]

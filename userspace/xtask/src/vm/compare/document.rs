@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use barbuf_measure::GIB;
-use barbuf_measure::report::{Answer, Metric, Report, Unit};
+use barbuf_measure::report::{Answer, Metric, Report, Unit, Verdict};
 use barbuf_measure::table::{self, Table, shown};
 
 use super::{plot, reach};
@@ -23,6 +23,30 @@ const BEGIN: &str = "<!-- begin: make compare --record writes this -->\n";
 #[cfg(test)]
 const NOTHING: &str = "Not measured yet.\n";
 const END: &str = "<!-- end -->\n";
+/// Answers that stand in that table where there is no number; as the guest calls them.
+const FORK: &str = "fork, child reads and writes";
+const DIRECT: &str = "O_DIRECT into it";
+
+/// What is the same for all paths, and what is not.
+const SAME: &str = "\
+mm is as it is today for all paths but R, which brings repairs for leaves of 1 GiB along and has them switched on.\n\
+All map uncached but device-dax, which has no such choice and maps write-back; the machine's emulated processor has no\n\
+caches, so that no figure shows the difference. Of the drive's CMB of 64 MiB half is mapped: its driver keeps some for queues.\n\n";
+
+/// What columns mean, where their names do not say it.
+const COLUMNS: &str = "
+| column | from when until when |
+|---|---|
+| register | binding the driver until that has been done; for barbuf also opening its node and the first export, which makes the struct pages |
+| export, close | `BARBUF_EXPORT` with the struct pages there, and `close()`: getting memory and giving it back, once for any number of mappings. \
+Paths through sysfs do that in each mmap and munmap; vfio-pci and device-dax show all of the memory to whoever opens them |
+| first touch, 2nd touch | reading one byte of each page |
+| fork+touch | `fork()` until the child has touched all that it inherits |
+| send+map | sending the descriptor until another process has mapped and touched everything |
+| O_DIRECT cpu | processor time of the process that reads, median |
+| attach+map | attaching QEMU's edu to a dma-buf and mapping everything for its DMA |
+| revoke, remove | `BARBUF_REVOKE`, and unbinding the driver, with everything mapped and touched |
+";
 
 /// How each path answers: what was done downwards, paths across.
 pub(super) fn answers(report: &Report) -> Table {
@@ -82,12 +106,12 @@ pub(super) fn markdown(report: &Report) -> String {
          <!-- Written by `make compare`. -->\n\n\
          # Comparison\n\n\
          Kernel {}. Machine: {}. Time: {}.\n\
-         Every value is the minimum of 20 runs, or of 3 where a run takes over a tenth of a second; of the processor time of\n\
+         Every value is the minimum of 20 runs, or of 3 where a run takes over a second; of the processor time of\n\
          `O_DIRECT`, which a drive has a part in, it is the median. [{REPORT}]({REPORT}) has minimum, median and maximum.\n\n\
          Repeat it with `make compare`, or with `make compare ARGS='--boots 2'`, which measures twice and tells which\n\
          values differ.\n\n\
-         Paths with pages of 4 KiB are mapped at 1, 8 and 32 GiB only, and are forked, sent and removed\n\
-         at 1 GiB only: their time grows with the size, and would be most of the time of the whole.\n\n",
+         Paths with pages of 4 KiB are not mapped at 128 GiB, forked at 1 and 32 GiB and in the CMB only, sent, revoked and\n\
+         removed at 1 GiB and in the CMB only: their time grows with the size, and would be most of the time of the whole.\n\n",
         report.kernel, report.accel, report.clock
     );
     let pinned = pinning(report);
@@ -97,10 +121,12 @@ pub(super) fn markdown(report: &Report) -> String {
              host gets to it: **they do not repeat to the digit**, but for pinning and what is shorter than a tick of the clock.\n\
              The table of `O_DIRECT` below shows by how much its runs differ.\n\n";
     }
+    text += SAME;
     text += "| path | what it is |\n|---|---|\n";
     for path in table::paths(report) {
         text += &format!("| {path} | {} |\n", plot::meaning(path));
     }
+    text += COLUMNS;
     for (name, svg) in plot::all(report) {
         text += &format!("\n![{}]({name})\n", plot::title_of(&svg));
     }
@@ -132,8 +158,10 @@ pub(super) fn markdown(report: &Report) -> String {
     text
 }
 
-/// How much of each read with O_DIRECT is spent in pinning the pages.
+/// How much of each read with O_DIRECT is spent in pinning the pages. Of the NPUs two will do: a read does not know how
+/// much memory there is besides that which it reads into.
 pub(super) fn pinning(report: &Report) -> Table {
+    const SIZES_OF_NPU: [u64; 2] = [GIB, 32 * GIB];
     const LENGTHS: [(&str, Metric, Metric, Metric); 2] = [
         (
             "4 KiB",
@@ -160,6 +188,9 @@ pub(super) fn pinning(report: &Report) -> Table {
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for (region, size) in table::places(report) {
+        if region == "NPU" && !SIZES_OF_NPU.contains(&size) {
+            continue;
+        }
         for path in table::paths(report) {
             for (len, processor, pin, unpin) in LENGTHS {
                 let row = |metric| report.row(path, region, size, metric);
@@ -192,6 +223,29 @@ pub(super) fn pinning(report: &Report) -> Table {
     }
 }
 
+/// What the table of that page says: the value, or why there is none.
+fn cell(report: &Report, path: &str, gib: u64, metric: Metric) -> String {
+    let at = |gib| {
+        let value = report.value(path, "NPU", gib * GIB, metric)?;
+        Some(shown(value, metric.unit()))
+    };
+    let verdict = |what| {
+        let answer = find(report, path, what)?;
+        (answer.verdict != Verdict::Ok).then(|| answer.verdict.label().to_owned())
+    };
+    at(gib)
+        .or_else(|| match metric {
+            Metric::Direct1mProcessor => at(1).map(|time| format!("{time} (1 GiB)")),
+            _ => None,
+        })
+        .or_else(|| match metric {
+            Metric::ForkTouch => verdict(FORK),
+            Metric::Direct1mProcessor => verdict(DIRECT),
+            _ => None,
+        })
+        .unwrap_or("-".into())
+}
+
 /// The table of the page for the reviewer: 32 GiB, and the memory of 128 GiB.
 fn for_the_question(report: &Report) -> String {
     const COLUMNS: [(u64, Metric, &str); 8] = [
@@ -207,14 +261,12 @@ fn for_the_question(report: &Report) -> String {
     let head = std::iter::once("32 GiB, through").chain(COLUMNS.iter().map(|column| column.2));
     let mut rows = vec![head.map(str::to_owned).collect::<Vec<_>>()];
     for path in table::paths(report) {
-        let cells: Vec<String> = COLUMNS
+        let cells = COLUMNS.map(|(gib, metric, _)| cell(report, path, gib, metric));
+        if report
+            .rows
             .iter()
-            .map(|(gib, metric, _)| {
-                let found = report.value(path, "NPU", gib * GIB, *metric);
-                found.map_or("-".into(), |value| shown(value, metric.unit()))
-            })
-            .collect();
-        if cells.iter().any(|cell| cell != "-") {
+            .any(|row| row.path == path && row.region == "NPU")
+        {
             rows.push(std::iter::once(path.to_owned()).chain(cells).collect());
         }
     }

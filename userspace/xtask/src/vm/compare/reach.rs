@@ -121,9 +121,18 @@ pub(super) fn why(report: &Report) -> Option<String> {
             number(ours as f64 / series as f64)
         )
     };
+    let with_export = match of(OURS, Metric::Export) {
+        Some(export) => format!(
+            " {SERIES} also gets the memory in mmap, each time; barbuf gets it in an export ({}), once for any number \
+             of mappings: with an export for each, it would be {} times.",
+            shown(export, Metric::Export.unit()),
+            number((ours + export) as f64 / series as f64)
+        ),
+        None => String::new(),
+    };
     Some(format!(
-        "Of mmap and first touch of 32 GiB, {OURS} {compared} {SERIES}. The two do the same work at different moments: \
-         {SERIES} fills in all leaves in mmap ({} there, {} the touch), {OURS} in a fault ({} and {}). A mapping that is \
+        "Of mmap and first touch of 32 GiB, {OURS} {compared} {SERIES}. The two fill in the same leaves at different moments: \
+         {SERIES} in mmap ({} there, {} the touch), {OURS} in a fault ({} and {}).{with_export} A mapping that is \
          filled in by mmap has its leaves before it is linked to the file, where `unmap_mapping_range()` does not see \
          it: a buffer could be revoked in between, and the leaves would stay. So barbuf does not, and pays for an \
          exception.\n",
